@@ -1,0 +1,2 @@
+//! The mixse command line.
+fn main() {}

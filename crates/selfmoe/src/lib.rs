@@ -1,0 +1,5 @@
+//! Self-specialisation: domains, the base model's own training data, expert and router training, merging.
+//!
+//! Start reading at [`record`]: the rows that everything else makes, filters, trains on or checks.
+
+pub mod record;
