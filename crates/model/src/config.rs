@@ -2,7 +2,19 @@
 //!
 //! The seven supported architectures are values of [`ModelConfig`]; the decoder has no code of its own for any of them.
 
+mod gguf;
+mod hf;
+
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// More blocks than any known model has; bounds what a damaged file can ask for.
+const MAX_BLOCKS: usize = 4096;
+/// Larger than any size of a known model; the product of two sizes still fits in 64 bits.
+const MAX_SIZE: usize = 1 << 28;
 
 /// The architectures that can be read. The decoder looks at the fields of [`ModelConfig`], never at this name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +34,15 @@ pub enum Architecture {
     Gemma2,
     /// Gemma 3 (text): two rope bases, q and k norms.
     Gemma3,
+}
+
+impl Architecture {
+    /// The architectures that can be read, for error messages.
+    const SUPPORTED: &str = "llama, mistral, qwen2, qwen3, gemma, gemma2 and gemma3 are";
+
+    fn is_gemma(self) -> bool {
+        matches!(self, Self::Gemma | Self::Gemma2 | Self::Gemma3)
+    }
 }
 
 /// The gated MLP's activation.
@@ -128,4 +149,122 @@ pub struct ModelConfig {
     pub rope_factors: Vec<f32>,
     /// One entry a block.
     pub blocks: Vec<BlockConfig>,
+}
+
+impl ModelConfig {
+    /// Reads the `config.json` of a Hugging Face directory.
+    ///
+    /// # Errors
+    /// The file is missing or malformed, a key is missing or has the wrong type, or the model needs something that the
+    /// decoder does not have.
+    pub fn from_directory(directory: &Path) -> Result<Self> {
+        hf::read(&directory.join("config.json"))
+    }
+
+    pub(crate) fn from_gguf(file: &crate::weights::Gguf) -> Result<Self> {
+        gguf::read(file)
+    }
+
+    /// The tensors that a model of this configuration has, by their Hugging Face names, with their shapes.
+    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let d = self.hidden_size;
+        let q = self.num_heads * self.head_dim;
+        let kv = self.num_kv_heads * self.head_dim;
+        let mut tensors = vec![("model.embed_tokens.weight".to_owned(), vec![self.vocab_size, d])];
+        for block in 0..self.blocks.len() {
+            let mut add = |name: &str, shape: &[usize]| {
+                tensors.push((format!("model.layers.{block}.{name}"), shape.to_vec()));
+            };
+            add("input_layernorm.weight", &[d]);
+            for (name, out, bias) in [
+                ("q_proj", q, self.qkv_bias),
+                ("k_proj", kv, self.qkv_bias),
+                ("v_proj", kv, self.qkv_bias),
+                ("o_proj", d, self.output_bias),
+            ] {
+                add(&format!("self_attn.{name}.weight"), &[out, if name == "o_proj" { q } else { d }]);
+                if bias {
+                    add(&format!("self_attn.{name}.bias"), &[out]);
+                }
+            }
+            if self.qk_norm {
+                add("self_attn.q_norm.weight", &[self.head_dim]);
+                add("self_attn.k_norm.weight", &[self.head_dim]);
+            }
+            add("post_attention_layernorm.weight", &[d]);
+            if self.post_norms {
+                add("pre_feedforward_layernorm.weight", &[d]);
+                add("post_feedforward_layernorm.weight", &[d]);
+            }
+            add("mlp.gate_proj.weight", &[self.intermediate_size, d]);
+            add("mlp.up_proj.weight", &[self.intermediate_size, d]);
+            add("mlp.down_proj.weight", &[d, self.intermediate_size]);
+        }
+        tensors.push(("model.norm.weight".to_owned(), vec![d]));
+        if !self.tied_embeddings {
+            tensors.push(("lm_head.weight".to_owned(), vec![self.vocab_size, d]));
+        }
+        tensors
+    }
+
+    /// Refuses what no decoder could run.
+    fn validated(self, path: &Path) -> Result<Self> {
+        let fail = |what: String| Err(Error::invalid(path, what));
+        for (name, size) in [
+            ("vocabulary", self.vocab_size),
+            ("hidden size", self.hidden_size),
+            ("MLP width", self.intermediate_size),
+            ("number of heads", self.num_heads),
+            ("number of key and value heads", self.num_kv_heads),
+            ("head width", self.head_dim),
+            ("context length", self.context_length),
+            ("number of blocks", self.blocks.len()),
+        ] {
+            if size == 0 || size > MAX_SIZE {
+                return fail(format!("the {name} is {size}, which cannot be right"));
+            }
+        }
+        if self.num_heads % self.num_kv_heads != 0 {
+            return fail(format!(
+                "{} query heads cannot share {} key and value heads evenly",
+                self.num_heads, self.num_kv_heads
+            ));
+        }
+        if self.head_dim % 2 != 0 {
+            return fail(format!(
+                "the head width is {}; the rotary embedding needs an even one",
+                self.head_dim
+            ));
+        }
+        if self.blocks.iter().any(|block| block.window == Some(0)) {
+            return fail("the sliding window is 0".to_owned());
+        }
+        let positive = |x: f64| x.is_finite() && x > 0.0;
+        let bases = self.blocks.iter().map(|block| ("rope base", block.rope.base));
+        let factors = self.blocks.iter().filter_map(|block| match block.rope.scaling {
+            RopeScaling::Linear { factor } | RopeScaling::Llama3 { factor, .. } => {
+                Some(("rope factor", factor))
+            }
+            RopeScaling::None | RopeScaling::Factors { .. } => None,
+        });
+        let caps = [("attention soft cap", self.attention_softcap), ("logit soft cap", self.logit_softcap)];
+        let caps = caps.into_iter().filter_map(|(name, cap)| Some((name, cap?)));
+        let single = [
+            ("norm epsilon", self.norm_eps),
+            ("attention scale", self.attention_scale),
+            ("embedding scale", self.embedding_scale),
+        ];
+        match bases.chain(factors).chain(caps).chain(single).find(|&(_, x)| !positive(x)) {
+            Some((name, x)) => fail(format!("the {name} is {x}; it must be a positive number")),
+            None => Ok(self),
+        }
+    }
+}
+
+/// A number of blocks that may be allocated for.
+fn checked_block_count(path: &Path, count: usize) -> Result<usize> {
+    if count > MAX_BLOCKS {
+        return Err(Error::invalid(path, format!("has {count} blocks; at most {MAX_BLOCKS} are supported")));
+    }
+    Ok(count)
 }

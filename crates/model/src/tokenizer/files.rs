@@ -1,0 +1,144 @@
+//! The tokenizer of a Hugging Face directory: `tokenizer.json` and the files beside it.
+
+use std::path::Path;
+
+use serde_json::Value;
+use tokenizers::DecoderWrapper;
+
+use super::{Spelling, Tokenizer};
+use crate::{Error, Result, chat::ChatTemplate, weights::read_text};
+
+/// The largest known `tokenizer.json` has 35 MB.
+const MAX_TOKENIZER: u64 = 1 << 28;
+/// Far above the other files' sizes.
+const MAX_CONFIG: u64 = 1 << 26;
+
+impl Tokenizer {
+    pub(crate) fn from_directory(directory: &Path) -> Result<Self> {
+        let settings = Settings::read(directory)?;
+        let path = directory.join("tokenizer.json");
+        let mut tokenizer = if path.exists() {
+            let text = read_text(&path, MAX_TOKENIZER)?;
+            let parsed: std::result::Result<tokenizers::Tokenizer, _> = text.parse();
+            let mut vocabulary = parsed.map_err(|e| Error::invalid(&path, e.to_string()))?;
+            // Some files were saved with the cutting and padding of a training run.
+            vocabulary.with_padding(None);
+            vocabulary.with_truncation(None).map_err(|e| Error::invalid(&path, e.to_string()))?;
+            let spelling = vocabulary.get_decoder().map_or(Spelling::Plain, spelling);
+            Self::new(vocabulary, spelling)
+        } else {
+            Self {
+                vocabulary: None,
+                spelling: Spelling::Plain,
+                added: std::collections::HashMap::new(),
+                bos: None,
+                eos: Vec::new(),
+                template: None,
+            }
+        };
+        tokenizer.bos = tokenizer.default_bos(&settings);
+        tokenizer.eos = settings.eos_ids.clone();
+        let eos = settings.eos_token.as_deref().and_then(|token| tokenizer.token_id(token));
+        tokenizer.eos.extend(eos.filter(|id| !settings.eos_ids.contains(id)));
+        tokenizer.template = settings.template(directory)?;
+        Ok(tokenizer)
+    }
+
+    /// What the tokenizer puts in front of a text: as `add_bos_token` says, else as its own post-processor does.
+    fn default_bos(&self, settings: &Settings) -> Option<u32> {
+        match settings.add_bos {
+            Some(true) => self.token_id(settings.bos_token.as_deref()?),
+            Some(false) => None,
+            None => {
+                let vocabulary = self.vocabulary.as_ref()?;
+                let ids = |special| vocabulary.encode_fast("a", special).ok().map(|e| e.get_ids().to_vec());
+                let (with, without) = (ids(true)?, ids(false)?);
+                let &first = with.first()?;
+                (with.len() > without.len() && with.get(1..=without.len()) == Some(&without)).then_some(first)
+            }
+        }
+    }
+}
+
+/// How the tokens are spelled, seen from how they are decoded.
+fn spelling(decoder: &DecoderWrapper) -> Spelling {
+    match decoder {
+        DecoderWrapper::ByteLevel(_) => Spelling::ByteLevel,
+        DecoderWrapper::Metaspace(_) | DecoderWrapper::ByteFallback(_) => Spelling::SentencePiece,
+        DecoderWrapper::Sequence(sequence) => {
+            let parts = sequence.get_decoders().iter().map(spelling);
+            parts.into_iter().find(|&part| part != Spelling::Plain).unwrap_or(Spelling::Plain)
+        }
+        _ => Spelling::Plain,
+    }
+}
+
+/// What `tokenizer_config.json`, `generation_config.json` and `config.json` say.
+struct Settings {
+    bos_token: Option<String>,
+    eos_token: Option<String>,
+    add_bos: Option<bool>,
+    eos_ids: Vec<u32>,
+    template: Option<String>,
+}
+
+impl Settings {
+    fn read(directory: &Path) -> Result<Self> {
+        let config = json(&directory.join("config.json"))?;
+        let generation = json(&directory.join("generation_config.json"))?;
+        let tokenizer = json(&directory.join("tokenizer_config.json"))?;
+        let eos_ids = match ids(&generation["eos_token_id"]) {
+            none if none.is_empty() => ids(&config["eos_token_id"]),
+            ids => ids,
+        };
+        Ok(Self {
+            bos_token: token(&tokenizer["bos_token"]),
+            eos_token: token(&tokenizer["eos_token"]),
+            add_bos: tokenizer["add_bos_token"].as_bool(),
+            eos_ids,
+            template: default_template(&tokenizer["chat_template"]),
+        })
+    }
+
+    /// The chat template: a file of its own in newer models, else inside `tokenizer_config.json`.
+    fn template(&self, directory: &Path) -> Result<Option<ChatTemplate>> {
+        let path = directory.join("chat_template.jinja");
+        let own = if path.exists() { Some(read_text(&path, MAX_CONFIG)?) } else { None };
+        let place = if own.is_some() { path } else { directory.join("tokenizer_config.json") };
+        let Some(source) = own.as_ref().or(self.template.as_ref()) else { return Ok(None) };
+        ChatTemplate::new(source, self.bos_token.clone(), self.eos_token.clone())
+            .map(Some)
+            .map_err(|what| Error::invalid(place, what))
+    }
+}
+
+/// A JSON file; `null` if there is none.
+fn json(path: &Path) -> Result<Value> {
+    if !path.exists() {
+        return Ok(Value::Null);
+    }
+    serde_json::from_str(&read_text(path, MAX_CONFIG)?).map_err(|e| Error::invalid(path, e.to_string()))
+}
+
+/// A token is written as a string or as an object with its text in it.
+fn token(value: &Value) -> Option<String> {
+    value.as_str().or_else(|| value["content"].as_str()).map(str::to_owned)
+}
+
+/// One id or a list of them.
+fn ids(value: &Value) -> Vec<u32> {
+    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    match value {
+        Value::Array(list) => list.iter().filter_map(id).collect(),
+        one => id(one).into_iter().collect(),
+    }
+}
+
+/// A template, or the one called `default` of several.
+fn default_template(value: &Value) -> Option<String> {
+    match value {
+        Value::Array(list) => list.iter().find(|entry| entry["name"] == "default")?["template"].as_str(),
+        one => one.as_str(),
+    }
+    .map(str::to_owned)
+}

@@ -1,0 +1,405 @@
+//! The GGUF container: header, metadata and tensor directory, read with every count checked against the file.
+//!
+//! Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>. The header is untrusted: a length never leads to an
+//! allocation larger than what the file still holds, and every tensor is known to lie inside the file before it is read.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{BufReader, Read},
+    path::{Path, PathBuf},
+};
+
+use candle_core::quantized::GgmlDType;
+
+use super::read_range;
+use crate::{Error, Result};
+
+/// Metadata entries in the largest known files: about 60.
+const MAX_METADATA: u64 = 1 << 16;
+/// Tensors in the largest known files: a few thousand.
+const MAX_TENSORS: u64 = 1 << 20;
+/// As `GGML_MAX_DIMS`.
+const MAX_DIMS: u32 = 4;
+/// Longer keys and tensor names are refused by llama.cpp as well.
+const MAX_NAME: u64 = 1 << 16;
+/// The longest known string is a chat template of some tens of kilobytes.
+const MAX_STRING: u64 = 1 << 26;
+/// Where the tensor data starts is rounded up to this, unless `general.alignment` says otherwise.
+const DEFAULT_ALIGNMENT: u64 = 32;
+
+/// A metadata value. Integers are widened; nested arrays do not occur in model files and are refused.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Value {
+    /// Any unsigned or signed integer.
+    Int(i128),
+    /// `f32` or `f64`.
+    Float(f64),
+    /// A boolean.
+    Bool(bool),
+    /// A string; bytes that are not UTF-8 become U+FFFD.
+    Str(String),
+    /// An array of strings.
+    Strings(Vec<String>),
+    /// An array of numbers or booleans (as 0 and 1).
+    Numbers(Vec<f64>),
+}
+
+/// Where a tensor lies and what it is.
+#[derive(Debug, Clone)]
+pub(crate) struct GgufTensor {
+    /// Block type.
+    pub(crate) dtype: GgmlDType,
+    /// Outermost dimension first, as in Hugging Face's files.
+    pub(crate) shape: Vec<usize>,
+    /// First byte in the file.
+    start: u64,
+    /// Bytes in the file.
+    len: usize,
+}
+
+/// An opened GGUF file.
+#[derive(Debug)]
+pub(crate) struct Gguf {
+    path: PathBuf,
+    metadata: HashMap<String, Value>,
+    tensors: HashMap<String, GgufTensor>,
+}
+
+impl Gguf {
+    /// Reads and checks the header of `path`.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(|e| Error::io(path, e))?;
+        let file_len = file.metadata().map_err(|e| Error::io(path, e))?.len();
+        let mut header = Header { path, input: BufReader::with_capacity(1 << 20, file), at: 0, file_len };
+        if header.bytes::<4>("the magic number")? != *b"GGUF" {
+            return Err(Error::invalid(path, "not a GGUF file: it does not begin with GGUF"));
+        }
+        let version = header.u32("the version")?;
+        if !(2..=3).contains(&version) {
+            return Err(Error::invalid(
+                path,
+                format!("GGUF version {version} is not supported (2 and 3 in little-endian order are)"),
+            ));
+        }
+        let tensor_count = header.count("the number of tensors", MAX_TENSORS)?;
+        let metadata_count = header.count("the number of metadata entries", MAX_METADATA)?;
+        let mut metadata = HashMap::new();
+        for _ in 0..metadata_count {
+            let key = header.string("a metadata key", MAX_NAME)?;
+            let kind = header.u32(&key)?;
+            let value = header.value(&key, kind)?;
+            metadata.insert(key, value);
+        }
+        let mut directory = Vec::new();
+        for _ in 0..tensor_count {
+            directory.push(header.tensor()?);
+        }
+        let alignment = match metadata.get("general.alignment") {
+            None => DEFAULT_ALIGNMENT,
+            Some(&Value::Int(n @ 1..=65536)) if (n as u64).is_power_of_two() => n as u64,
+            Some(other) => {
+                return Err(Error::invalid(
+                    path,
+                    format!("general.alignment is {other:?}; it must be a power of two"),
+                ));
+            }
+        };
+        let data_start = header.at.next_multiple_of(alignment);
+        let mut tensors = HashMap::new();
+        for (name, mut tensor) in directory {
+            tensor.start = tensor.start.saturating_add(data_start);
+            if tensor.start.saturating_add(tensor.len as u64) > file_len {
+                return Err(Error::invalid(
+                    path,
+                    format!(
+                        "tensor {name} lies outside the file (bytes {} to {} of {file_len}): the file is truncated or damaged, fetch it again",
+                        tensor.start,
+                        tensor.start.saturating_add(tensor.len as u64),
+                    ),
+                ));
+            }
+            if tensors.insert(name.clone(), tensor).is_some() {
+                return Err(Error::invalid(path, format!("tensor {name} appears twice")));
+            }
+        }
+        Ok(Self { path: path.to_owned(), metadata, tensors })
+    }
+
+    /// The file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The tensor's place and type.
+    pub(crate) fn tensor(&self, name: &str) -> Option<&GgufTensor> {
+        self.tensors.get(name)
+    }
+
+    /// The tensor's bytes as they stand in the file.
+    pub(crate) fn read(&self, tensor: &GgufTensor) -> Result<Vec<u8>> {
+        read_range(&self.path, tensor.start, tensor.len)
+    }
+
+    /// An [`Error::Invalid`] about this file.
+    pub(crate) fn invalid(&self, what: impl Into<String>) -> Error {
+        Error::invalid(&self.path, what)
+    }
+
+    /// A metadata value.
+    pub(crate) fn get(&self, key: &str) -> Option<&Value> {
+        self.metadata.get(key)
+    }
+
+    /// An unsigned integer that fits in memory sizes, if the key is there.
+    pub(crate) fn usize(&self, key: &str) -> Result<Option<usize>> {
+        self.typed(key, "a whole number", |value| match value {
+            Value::Int(n) => usize::try_from(*n).ok(),
+            _ => None,
+        })
+    }
+
+    /// A token id, if the key is there.
+    pub(crate) fn token_id(&self, key: &str) -> Result<Option<u32>> {
+        self.typed(key, "a token id", |value| match value {
+            Value::Int(n) => u32::try_from(*n).ok(),
+            _ => None,
+        })
+    }
+
+    /// A finite number, if the key is there.
+    pub(crate) fn f64(&self, key: &str) -> Result<Option<f64>> {
+        self.typed(key, "a number", |value| match value {
+            Value::Int(n) => Some(*n as f64),
+            Value::Float(x) if x.is_finite() => Some(*x),
+            _ => None,
+        })
+    }
+
+    /// A boolean, if the key is there.
+    pub(crate) fn bool(&self, key: &str) -> Result<Option<bool>> {
+        self.typed(key, "true or false", |value| match value {
+            Value::Bool(b) => Some(*b),
+            _ => None,
+        })
+    }
+
+    /// A string, if the key is there.
+    pub(crate) fn str(&self, key: &str) -> Result<Option<&str>> {
+        self.typed(key, "a string", |value| match value {
+            Value::Str(s) => Some(s.as_str()),
+            _ => None,
+        })
+    }
+
+    /// A list of strings, if the key is there.
+    pub(crate) fn strings(&self, key: &str) -> Result<Option<&[String]>> {
+        self.typed(key, "a list of strings", |value| match value {
+            Value::Strings(list) => Some(list.as_slice()),
+            _ => None,
+        })
+    }
+
+    /// A list of numbers, if the key is there.
+    pub(crate) fn numbers(&self, key: &str) -> Result<Option<&[f64]>> {
+        self.typed(key, "a list of numbers", |value| match value {
+            Value::Numbers(list) => Some(list.as_slice()),
+            _ => None,
+        })
+    }
+
+    fn typed<'a, T>(
+        &'a self,
+        key: &str,
+        expected: &str,
+        convert: impl FnOnce(&'a Value) -> Option<T>,
+    ) -> Result<Option<T>> {
+        match self.metadata.get(key) {
+            None => Ok(None),
+            Some(value) => convert(value)
+                .map(Some)
+                .ok_or_else(|| self.invalid(format!("metadata key {key} should be {expected}"))),
+        }
+    }
+}
+
+/// The unread part of a header.
+struct Header<'a> {
+    path: &'a Path,
+    input: BufReader<File>,
+    at: u64,
+    file_len: u64,
+}
+
+impl Header<'_> {
+    fn invalid(&self, what: impl Into<String>) -> Error {
+        Error::invalid(self.path, what)
+    }
+
+    fn read(&mut self, buffer: &mut [u8], what: &str) -> Result<()> {
+        self.input.read_exact(buffer).map_err(|e| match e.kind() {
+            std::io::ErrorKind::UnexpectedEof => self.invalid(format!(
+                "ends inside {what} (byte {} of {}): the file is truncated, fetch it again",
+                self.at, self.file_len
+            )),
+            _ => Error::io(self.path, e),
+        })?;
+        self.at += buffer.len() as u64;
+        Ok(())
+    }
+
+    fn bytes<const N: usize>(&mut self, what: &str) -> Result<[u8; N]> {
+        let mut buffer = [0; N];
+        self.read(&mut buffer, what)?;
+        Ok(buffer)
+    }
+
+    fn u32(&mut self, what: &str) -> Result<u32> {
+        Ok(u32::from_le_bytes(self.bytes(what)?))
+    }
+
+    fn u64(&mut self, what: &str) -> Result<u64> {
+        Ok(u64::from_le_bytes(self.bytes(what)?))
+    }
+
+    /// A count that is neither above `cap` nor above the number of bytes left (each item takes at least one).
+    fn count(&mut self, what: &str, cap: u64) -> Result<u64> {
+        let count = self.u64(what)?;
+        let left = self.file_len.saturating_sub(self.at);
+        if count > cap.min(left) {
+            return Err(self.invalid(format!(
+                "{what} is {count}, which cannot be right (at most {cap}, {left} bytes left): the file is damaged"
+            )));
+        }
+        Ok(count)
+    }
+
+    fn string(&mut self, what: &str, cap: u64) -> Result<String> {
+        let len = self.count(&format!("the length of {what}"), cap)?;
+        let mut buffer = vec![0; len as usize];
+        self.read(&mut buffer, what)?;
+        Ok(String::from_utf8(buffer).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()))
+    }
+
+    fn value(&mut self, key: &str, kind: u32) -> Result<Value> {
+        const STRING: u32 = 8;
+        const ARRAY: u32 = 9;
+        match kind {
+            STRING => Ok(Value::Str(self.string(key, MAX_STRING)?)),
+            ARRAY => {
+                let item = self.u32(key)?;
+                let len = self.count(&format!("the length of {key}"), u64::MAX)?;
+                if item == STRING {
+                    let items = (0..len).map(|_| self.string(key, MAX_STRING));
+                    return Ok(Value::Strings(items.collect::<Result<_>>()?));
+                }
+                let items = (0..len).map(|_| match self.scalar(key, item)? {
+                    Value::Int(n) => Ok(n as f64),
+                    Value::Bool(b) => Ok(f64::from(u8::from(b))),
+                    Value::Float(x) => Ok(x),
+                    other => Err(self.invalid(format!("{key} holds {other:?} in a list of numbers"))),
+                });
+                Ok(Value::Numbers(items.collect::<Result<_>>()?))
+            }
+            _ => self.scalar(key, kind),
+        }
+    }
+
+    fn scalar(&mut self, key: &str, kind: u32) -> Result<Value> {
+        Ok(match kind {
+            0 => Value::Int(u8::from_le_bytes(self.bytes(key)?).into()),
+            1 => Value::Int(i8::from_le_bytes(self.bytes(key)?).into()),
+            2 => Value::Int(u16::from_le_bytes(self.bytes(key)?).into()),
+            3 => Value::Int(i16::from_le_bytes(self.bytes(key)?).into()),
+            4 => Value::Int(self.u32(key)?.into()),
+            5 => Value::Int(i32::from_le_bytes(self.bytes(key)?).into()),
+            6 => Value::Float(f32::from_le_bytes(self.bytes(key)?).into()),
+            7 => Value::Bool(self.bytes::<1>(key)? != [0]),
+            10 => Value::Int(self.u64(key)?.into()),
+            11 => Value::Int(i64::from_le_bytes(self.bytes(key)?).into()),
+            12 => Value::Float(f64::from_le_bytes(self.bytes(key)?)),
+            _ => return Err(self.invalid(format!("metadata key {key} has the unknown type {kind}"))),
+        })
+    }
+
+    /// One entry of the tensor directory; `start` is still relative to the data.
+    fn tensor(&mut self) -> Result<(String, GgufTensor)> {
+        let name = self.string("a tensor name", MAX_NAME)?;
+        let rank = self.u32(&name)?;
+        if rank > MAX_DIMS {
+            return Err(self.invalid(format!("tensor {name} has {rank} dimensions (at most {MAX_DIMS})")));
+        }
+        let mut shape = Vec::new();
+        for _ in 0..rank {
+            let size = self.u64(&name)?;
+            shape.push(
+                usize::try_from(size).map_err(|_| self.invalid(format!("tensor {name} is too large")))?,
+            );
+        }
+        let type_id = self.u32(&name)?;
+        let Some(dtype) = tensor_type(type_id) else {
+            return Err(self.invalid(format!(
+                "tensor {name} has type {} ({type_id}), which is not supported (F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K are)",
+                type_name(type_id)
+            )));
+        };
+        let start = self.u64(&name)?;
+        let row = shape.first().copied().unwrap_or(1);
+        if row % dtype.block_size() != 0 {
+            return Err(self.invalid(format!(
+                "tensor {name} has rows of {row} values, not a multiple of {} as {dtype:?} needs",
+                dtype.block_size()
+            )));
+        }
+        let len = shape
+            .iter()
+            .try_fold(1usize, |count, &size| count.checked_mul(size))
+            .and_then(|count| (count / dtype.block_size()).checked_mul(dtype.type_size()))
+            .ok_or_else(|| self.invalid(format!("tensor {name} is too large: {shape:?}")))?;
+        shape.reverse();
+        Ok((name, GgufTensor { dtype, shape, start, len }))
+    }
+}
+
+/// The block types that can be read, by their numbers in `ggml.h`.
+fn tensor_type(id: u32) -> Option<GgmlDType> {
+    Some(match id {
+        0 => GgmlDType::F32,
+        1 => GgmlDType::F16,
+        2 => GgmlDType::Q4_0,
+        3 => GgmlDType::Q4_1,
+        6 => GgmlDType::Q5_0,
+        7 => GgmlDType::Q5_1,
+        8 => GgmlDType::Q8_0,
+        10 => GgmlDType::Q2K,
+        11 => GgmlDType::Q3K,
+        12 => GgmlDType::Q4K,
+        13 => GgmlDType::Q5K,
+        14 => GgmlDType::Q6K,
+        30 => GgmlDType::BF16,
+        _ => return None,
+    })
+}
+
+/// Names of the other types, for the message that refuses them.
+fn type_name(id: u32) -> &'static str {
+    match id {
+        9 => "Q8_1",
+        15 => "Q8_K",
+        16 => "IQ2_XXS",
+        17 => "IQ2_XS",
+        18 => "IQ3_XXS",
+        19 => "IQ1_S",
+        20 => "IQ4_NL",
+        21 => "IQ3_S",
+        22 => "IQ2_S",
+        23 => "IQ4_XS",
+        24..=27 => "an integer type",
+        28 => "F64",
+        29 => "IQ1_M",
+        34 => "TQ1_0",
+        35 => "TQ2_0",
+        39 => "MXFP4",
+        _ => "unknown",
+    }
+}

@@ -1,0 +1,156 @@
+//! Safetensors files of a Hugging Face directory, read a tensor at a time.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    fs::File,
+    io::Read,
+    path::{Path, PathBuf},
+};
+
+use candle_core::Tensor;
+use safetensors::tensor::{Dtype, Metadata};
+
+use super::{read_range, values};
+use crate::{Error, Result};
+
+/// The cap that the format itself sets on a header.
+const MAX_HEADER: u64 = 100_000_000;
+/// An index of the largest known models: a few megabytes.
+const MAX_INDEX: u64 = 1 << 26;
+
+/// Where a tensor lies and what it is.
+#[derive(Debug, Clone)]
+pub(super) struct Stored {
+    file: PathBuf,
+    dtype: Dtype,
+    pub(super) shape: Vec<usize>,
+    start: u64,
+    len: usize,
+}
+
+/// The tensors of one or several files.
+#[derive(Debug)]
+pub(super) struct Shards {
+    files: Vec<PathBuf>,
+    tensors: HashMap<String, Stored>,
+}
+
+impl Shards {
+    /// Reads the headers of `model.safetensors`, or of the files that `model.safetensors.index.json` names.
+    pub(super) fn open(directory: &Path) -> Result<Self> {
+        let files = file_names(directory)?.into_iter().map(|name| directory.join(name)).collect();
+        let mut shards = Self { files, tensors: HashMap::new() };
+        for file in shards.files.clone() {
+            shards.add(&file)?;
+        }
+        Ok(shards)
+    }
+
+    /// The files, in name order.
+    pub(super) fn files(&self) -> &[PathBuf] {
+        &self.files
+    }
+
+    /// A tensor by its name in Hugging Face's text models. Models with a vision part keep the text part under a prefix.
+    pub(super) fn find(&self, name: &str) -> Option<&Stored> {
+        let nested = || self.tensors.get(&format!("language_model.{name}"));
+        let inner = || self.tensors.get(&format!("model.language_model.{}", name.strip_prefix("model.")?));
+        self.tensors.get(name).or_else(nested).or_else(inner)
+    }
+
+    /// Why the stored type cannot be read, if it cannot.
+    pub(super) fn refuse_type(&self, name: &str, stored: &Stored) -> Result<()> {
+        match stored.dtype {
+            Dtype::F32 | Dtype::F16 | Dtype::BF16 => Ok(()),
+            other => Err(Error::invalid(
+                &stored.file,
+                format!("tensor {name} has type {other:?}, which is not supported (F32, F16 and BF16 are)"),
+            )),
+        }
+    }
+
+    /// The tensor's values in f32.
+    pub(super) fn read(&self, name: &str, stored: &Stored) -> Result<Tensor> {
+        self.refuse_type(name, stored)?;
+        let bytes = read_range(&stored.file, stored.start, stored.len)?;
+        match stored.dtype {
+            Dtype::F16 => values::from_f16(&bytes, &stored.shape),
+            Dtype::BF16 => values::from_bf16(&bytes, &stored.shape),
+            _ => values::from_f32(&bytes, &stored.shape),
+        }
+    }
+
+    fn add(&mut self, path: &Path) -> Result<()> {
+        let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
+        let file_len = file.metadata().map_err(|e| Error::io(path, e))?.len();
+        let truncated = || {
+            Error::invalid(
+                path,
+                "not a safetensors file, or truncated: the header is incomplete, fetch it again",
+            )
+        };
+        let mut prefix = [0; 8];
+        file.read_exact(&mut prefix).map_err(|_| truncated())?;
+        let header_len = u64::from_le_bytes(prefix);
+        if header_len > MAX_HEADER.min(file_len.saturating_sub(8)) {
+            return Err(truncated());
+        }
+        let mut header = vec![0; header_len as usize];
+        file.read_exact(&mut header).map_err(|_| truncated())?;
+        let metadata: Metadata = serde_json::from_slice(&header)
+            .map_err(|e| Error::invalid(path, format!("the safetensors header is damaged: {e}")))?;
+        let data_start = 8 + header_len;
+        for (name, info) in metadata.tensors() {
+            let (start, end) = info.data_offsets;
+            let stored = Stored {
+                file: path.to_owned(),
+                dtype: info.dtype,
+                shape: info.shape.clone(),
+                start: data_start.saturating_add(start as u64),
+                len: end.saturating_sub(start),
+            };
+            if data_start.saturating_add(end as u64) > file_len {
+                return Err(Error::invalid(
+                    path,
+                    format!(
+                        "tensor {name} lies outside the file: it is truncated or damaged, fetch it again"
+                    ),
+                ));
+            }
+            if self.tensors.insert(name.clone(), stored).is_some() {
+                return Err(Error::invalid(path, format!("tensor {name} is in two files")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The safetensors files of a directory, in name order.
+fn file_names(directory: &Path) -> Result<BTreeSet<String>> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: HashMap<String, String>,
+    }
+    let index = directory.join("model.safetensors.index.json");
+    if !index.exists() {
+        if directory.join("model.safetensors").exists() {
+            return Ok(BTreeSet::from(["model.safetensors".to_owned()]));
+        }
+        let hint = if directory.join("pytorch_model.bin").exists() {
+            "; pytorch_model.bin is not read: convert it to safetensors"
+        } else {
+            ""
+        };
+        return Err(Error::invalid(
+            directory,
+            format!("has neither model.safetensors nor model.safetensors.index.json{hint}"),
+        ));
+    }
+    let text = super::read_text(&index, MAX_INDEX)?;
+    let parsed: Index = serde_json::from_str(&text).map_err(|e| Error::invalid(&index, e.to_string()))?;
+    let names: BTreeSet<String> = parsed.weight_map.into_values().collect();
+    match names.iter().find(|name| Path::new(name).file_name() != Some(name.as_ref())) {
+        Some(name) => Err(Error::invalid(&index, format!("{name:?} is not the name of a file beside it"))),
+        None => Ok(names),
+    }
+}
