@@ -3,7 +3,11 @@
 //! [`checks`] scores a domain's own check set, [`answers`] says what counts as right, [`sandbox`] runs generated code,
 //! [`stats`] says how much a difference means.
 
+pub mod answers;
+pub mod checks;
 pub mod error;
+pub mod rows;
 pub mod sandbox;
+pub mod stats;
 
 pub use error::{Error, Result};

@@ -151,7 +151,8 @@ fn cpu_seconds_of_children() -> u64 {
         resource::{UsageWho, getrusage},
         time::TimeValLike,
     };
-    let used = getrusage(UsageWho::RUSAGE_CHILDREN).map(|u| (u.user_time() + u.system_time()).num_milliseconds());
+    let used =
+        getrusage(UsageWho::RUSAGE_CHILDREN).map(|u| (u.user_time() + u.system_time()).num_milliseconds());
     // The limit counts in ticks of the clock: a few milliseconds may be missing.
     used.ok().and_then(|ms| u64::try_from(ms).ok()).map_or(0, |ms| (ms + 50) / 1000)
 }

@@ -1,0 +1,133 @@
+//! Python code in a response, in this order:
+//!
+//! 1. the first Markdown fence whose code defines the entry point, or, if none does, nothing;
+//! 2. without fences, a plain completion: from the first line that starts code (`def`, `class`, `import`, `from`, `@`,
+//!    an assignment) to the line before the first that is neither empty, indented, a comment nor such a start;
+//! 3. an indented body alone, if the item's input ends in the entry point's `def` line and docstring: both together.
+//!
+//! The code must define the entry point (`def NAME(` or `NAME =`). An unclosed last fence ends with the response.
+
+/// The code that defines `entry_point`.
+pub fn extract(response: &str, entry_point: &str, input: &str) -> Option<String> {
+    if response.contains("```") {
+        return fences(response).into_iter().find(|code| defines(code, entry_point));
+    }
+    if response.starts_with([' ', '\t']) && defines(input, entry_point) {
+        return Some(format!("{}\n{}", input.trim_end(), body(response)));
+    }
+    Some(plain(response)).filter(|code| defines(code, entry_point))
+}
+
+fn defines(code: &str, name: &str) -> bool {
+    code.lines().any(|line| {
+        let line = line.trim_start();
+        let rest = line.strip_prefix("async ").unwrap_or(line);
+        let rest = rest.strip_prefix("def ").map_or(line, str::trim_start);
+        rest.strip_prefix(name).is_some_and(|r| {
+            let r = r.trim_start();
+            r.starts_with('(') && rest.len() != line.len() || (r.starts_with('=') && !r.starts_with("=="))
+        })
+    })
+}
+
+/// The content of each Markdown fence, without the line of the opening one (` ```python `).
+fn fences(text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut open: Option<Vec<&str>> = None;
+    for line in text.lines() {
+        match (&mut open, line.trim_start().starts_with("```")) {
+            (None, true) => open = Some(Vec::new()),
+            (None, false) => {}
+            (Some(lines), true) => {
+                found.push(lines.join("\n"));
+                open = None;
+            }
+            (Some(lines), false) => lines.push(line),
+        }
+    }
+    found.extend(open.map(|lines| lines.join("\n")));
+    found
+}
+
+fn plain(text: &str) -> String {
+    let lines = text.lines().skip_while(|l| !starts_code(l));
+    let code: Vec<&str> = lines
+        .take_while(|l| {
+            l.trim().is_empty() || l.starts_with([' ', '\t', '#', ')', ']', '}']) || starts_code(l)
+        })
+        .collect();
+    code.join("\n").trim_end().to_string()
+}
+
+/// The indented lines at the start.
+fn body(text: &str) -> String {
+    let lines = text.lines().take_while(|l| l.trim().is_empty() || l.starts_with([' ', '\t']));
+    lines.collect::<Vec<_>>().join("\n").trim_end().to_string()
+}
+
+fn starts_code(line: &str) -> bool {
+    const STARTS: [&str; 9] =
+        ["def ", "async def ", "class ", "import ", "from ", "@", "if ", "for ", "while "];
+    let assigned = || {
+        let name = line.split('=').next().unwrap_or_default().trim_end();
+        let identifier = |n: &str| {
+            n.chars().all(|c| c.is_alphanumeric() || c == '_') && n.starts_with(|c: char| !c.is_numeric())
+        };
+        line.contains(" = ") && identifier(name)
+    };
+    // A sentence may start with these words as well; code that does ends its line with a colon.
+    let sentence =
+        ["if ", "for ", "while "].iter().any(|w| line.starts_with(w)) && !line.trim_end().ends_with(':');
+    let prose_import = line.starts_with("from ") && !line.contains(" import ");
+    !sentence && !prose_import && (STARTS.iter().any(|s| line.starts_with(s)) || assigned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn code_is_found() {
+        let check = |response: &str, input: &str, expected: Option<&str>| {
+            assert_eq!(extract(response, "f", input).as_deref(), expected, "{response}");
+        };
+        let code = "def f(x):\n    return x";
+        check(code, "", Some(code));
+        check("```python\ndef f(x):\n    return x\n```", "", Some(code));
+        check("Here:\n```\ndef f(x):\n    return x\n```\nIt works.", "", Some(code));
+        check("```python\ndef f(x):\n    return x", "", Some(code));
+        check("```\npip install x\n```\n```python\ndef f(x):\n    return x\n```", "", Some(code));
+        check("```python\ndef g(x):\n    return x\n```", "", None);
+        check("Sure, this is it:\ndef f(x):\n    return x\nThis returns x.", "", Some(code));
+        check(
+            "import math\n\ndef f(x):\n    return math.pi\n\nprint(f(1))",
+            "",
+            Some("import math\n\ndef f(x):\n    return math.pi"),
+        );
+        check("# doubles\ndef f(x):\n    return x", "", Some(code));
+        check("N = 3\ndef f(x):\n    return N", "", Some("N = 3\ndef f(x):\n    return N"));
+        check("f = lambda x: x", "", Some("f = lambda x: x"));
+        check(
+            "    return x",
+            "def f(x):\n    \"\"\"Returns x.\"\"\"",
+            Some("def f(x):\n    \"\"\"Returns x.\"\"\"\n    return x"),
+        );
+        check("    return x\nDone.", "def f(x):", Some("def f(x):\n    return x"));
+        check("def ff(x):\n    return x", "", None);
+        check("f == 3", "", None);
+        check("from my point of view f is easy", "", None);
+        check(
+            "class A:\n    def f(self):\n        pass",
+            "",
+            Some("class A:\n    def f(self):\n        pass"),
+        );
+        check("", "", None);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_read_without_panic(text in "(\\PC|\n|```|def f|    ){0,30}") {
+            let _ = extract(&text, "f", &text);
+        }
+    }
+}
