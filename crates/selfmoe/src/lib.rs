@@ -2,4 +2,5 @@
 //!
 //! Start reading at [`record`]: the rows that everything else makes, filters, trains on or checks.
 
+pub mod plan;
 pub mod record;

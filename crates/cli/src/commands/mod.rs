@@ -1,0 +1,13 @@
+//! One file a command.
+
+mod doctor;
+mod pull;
+
+use crate::args::{Cli, Command};
+
+pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
+    match cli.command {
+        Command::Pull(args) => pull::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+    }
+}

@@ -1,0 +1,122 @@
+//! What reaches the terminal: results on standard output, everything else on standard error, and the exit code.
+
+use std::{
+    fmt,
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use serde::Serialize;
+
+/// Marks an error as the caller's: bad arguments or a bad configuration (exit code 2).
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct UsageError(String);
+
+/// An error of that kind.
+pub(crate) fn usage_error(message: impl Into<String>) -> anyhow::Error {
+    UsageError(message.into()).into()
+}
+
+/// 0 for success, 1 for a failure, 2 for wrong usage. A reader that went away (`mixse … | head`) is success.
+pub(crate) fn exit_code(result: anyhow::Result<()>) -> ExitCode {
+    let Err(error) = result else { return ExitCode::SUCCESS };
+    if is_closed_pipe(&error) {
+        return ExitCode::SUCCESS;
+    }
+    // Nothing is left to tell if standard error is closed too.
+    let _ = writeln!(io::stderr().lock(), "mixse: {}", Chain(&error));
+    if error.chain().any(|cause| cause.is::<UsageError>()) { ExitCode::from(2) } else { ExitCode::FAILURE }
+}
+
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.downcast_ref::<StdoutError>().is_some_and(|e| e.0.kind() == io::ErrorKind::BrokenPipe)
+    })
+}
+
+/// An error and its causes on one line, a cause that the text before it already quotes left out.
+struct Chain<'a>(&'a anyhow::Error);
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut said = self.0.to_string();
+        write!(f, "{said}")?;
+        for cause in self.0.chain().skip(1) {
+            let text = cause.to_string();
+            if !said.contains(&text) {
+                write!(f, ": {text}")?;
+                said = text;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Standard output could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write to standard output: {0}")]
+struct StdoutError(io::Error);
+
+/// How a command's result is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Format {
+    /// Lines for people.
+    Text,
+    /// One JSON value for programs.
+    Json,
+}
+
+/// Prints a command's result in the wanted format.
+pub(crate) fn print<T: Serialize + fmt::Display>(format: Format, result: &T) -> anyhow::Result<()> {
+    match format {
+        Format::Text => write_stdout(&result.to_string()),
+        Format::Json => write_stdout(&serde_json::to_string(result)?),
+    }
+}
+
+fn write_stdout(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    let end = if text.ends_with('\n') { "" } else { "\n" };
+    write!(out, "{text}{end}").and_then(|()| out.flush()).map_err(|e| StdoutError(e).into())
+}
+
+/// Tells the user something that is not the command's result.
+pub(crate) fn note(message: impl fmt::Display) {
+    // A closed standard error must not stop the work.
+    let _ = writeln!(io::stderr().lock(), "{message}");
+}
+
+/// `1234567` as `1.2 MB`.
+pub(crate) fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
+    let mut value = count as f64;
+    let mut unit = 0;
+    while value >= 999.95 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_rounded_to_a_unit() {
+        let check = |count, expected: &str| assert_eq!(bytes(count), expected);
+        check(0, "0 B");
+        check(999, "999 B");
+        check(1000, "1.0 kB");
+        check(98_362_432, "98.4 MB");
+        check(999_999_999, "1.0 GB");
+    }
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let cause = io::Error::other("disk full");
+        let error = anyhow::Error::new(cause).context("a.txt: disk full").context("saving");
+        assert_eq!(Chain(&error).to_string(), "saving: a.txt: disk full");
+    }
+}

