@@ -1,0 +1,185 @@
+//! Causal attention without a matrix of tokens x tokens.
+//!
+//! For a query at position i: `o = Σⱼ pⱼ vⱼ`, `p = softmax(scale · q kⱼ)` over the positions j <= i that its window
+//! reaches. Keys are taken in tiles of 64, aligned to the sequence's beginning, and the softmax is carried from tile to
+//! tile (Milakov and Gimelshein, 2018; FlashAttention). Because the tiles do not depend on which queries are computed
+//! together, a query's result has the same bits in training, in a prefill by chunks and in decoding from pages.
+//!
+//! Heads of queries that share a head of keys stand together in a block, so that keys are loaded once for them.
+
+mod backward;
+mod forward;
+#[cfg(test)]
+mod tests;
+
+pub use backward::{AttentionGradients, attention_backward};
+pub use forward::{attention, attention_paged};
+
+use std::ops::Range;
+
+use crate::gemm::Matrix;
+use crate::gemm::strided;
+use crate::gemm::tile::Strided;
+use crate::isa::Isa;
+
+/// Keys in a tile.
+pub(crate) const TILE: usize = 64;
+
+/// Rows (queries times the heads that share keys) in a block.
+pub(crate) const ROWS: usize = 64;
+
+/// Rows `start .. start + len` of q, k and v are one causal sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// First row.
+    pub start: usize,
+    /// Number of rows.
+    pub len: usize,
+}
+
+/// New queries of one sequence whose keys and values lie in pages.
+#[derive(Clone, Copy, Debug)]
+pub struct PagedSegment<'a> {
+    /// First row of q and of the output.
+    pub q_start: usize,
+    /// New tokens: the last of the sequence.
+    pub q_len: usize,
+    /// Tokens of the sequence, the new ones included; their keys and values are in the pages already.
+    pub kv_len: usize,
+    /// Indices of the pages that hold them, in order.
+    pub pages: &'a [u32],
+}
+
+/// Keys and values of many sequences, `[page][page_tokens][kv_heads · head_dim]` each.
+#[derive(Clone, Copy, Debug)]
+pub struct KvPool<'a> {
+    /// Keys.
+    pub k: &'a [f32],
+    /// Values.
+    pub v: &'a [f32],
+    /// Tokens of a page.
+    pub page_tokens: usize,
+}
+
+/// Sizes and switches of an attention.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionShape {
+    /// Heads of queries.
+    pub heads: usize,
+    /// Heads of keys and values; divides `heads`.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Scores are multiplied by this.
+    pub scale: f32,
+    /// A query sees the last `window` positions, its own included.
+    pub window: Option<usize>,
+    /// `cap · tanh(score / cap)` on the scaled scores.
+    pub softcap: Option<f32>,
+}
+
+impl AttentionShape {
+    /// Heads of queries that share a head of keys.
+    fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// Width of a row of q.
+    fn q_width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Width of a row of k and v.
+    fn kv_width(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+
+    fn check(&self) {
+        assert!(
+            self.kv_heads > 0 && self.heads > 0 && self.heads.is_multiple_of(self.kv_heads),
+            "{} heads share {} heads of keys",
+            self.heads,
+            self.kv_heads
+        );
+        assert!(self.window != Some(0), "a window of no tokens");
+    }
+
+    /// Queries of a block.
+    fn block(&self) -> usize {
+        (ROWS / self.group()).max(1)
+    }
+
+    /// The positions that a query sees.
+    fn visible(&self, position: usize) -> Range<usize> {
+        self.window.map_or(0, |window| (position + 1).saturating_sub(window))..position + 1
+    }
+
+    /// The keys of tile `tile` that some of the queries at `positions` see.
+    fn tile_keys(&self, positions: &Range<usize>, tile: usize) -> Range<usize> {
+        let start = self.visible(positions.start).start.max(tile * TILE);
+        start..((tile + 1) * TILE).min(positions.end)
+    }
+
+    /// The tiles that some of the queries at `positions` see.
+    fn tiles(&self, positions: &Range<usize>) -> Range<usize> {
+        self.visible(positions.start).start / TILE..positions.end.div_ceil(TILE)
+    }
+}
+
+/// Consecutive rows of one head's keys and values.
+#[derive(Clone, Copy)]
+struct Run {
+    k: *const f32,
+    v: *const f32,
+    /// Distance of two rows.
+    row: usize,
+    len: usize,
+}
+
+/// `to = [width][TILE]`, the transpose of some rows of `width` elements, from column `col` on.
+///
+/// # Safety
+/// `from` has `rows` rows of `width` elements, `row` apart; `col + rows <= TILE`.
+unsafe fn transpose_rows(
+    from: *const f32,
+    row: usize,
+    rows: usize,
+    width: usize,
+    to: &mut [f32],
+    col: usize,
+) {
+    for i in 0..rows {
+        // SAFETY: the caller's promise.
+        let from = unsafe { std::slice::from_raw_parts(from.add(i * row), width) };
+        for (to, from) in to[col + i..].iter_mut().step_by(TILE).zip(from) {
+            *to = *from;
+        }
+    }
+}
+
+/// `out (+)= a · b` for row-major blocks inside slices: `a` `[rows, depth]` or, transposed, `[depth, rows]`.
+struct Block<'a> {
+    isa: Isa,
+    a: &'a [f32],
+    a_row: usize,
+    a_col: usize,
+    depth: usize,
+}
+
+impl Block<'_> {
+    /// # Safety
+    /// `b` has `depth` rows of `cols` elements, `ldb` apart; `out` `rows` rows of `cols`, `row` apart; `a` covers it.
+    unsafe fn times(&self, b: *const f32, ldb: usize, out: Matrix, add: bool) {
+        let left = Strided { start: self.a.as_ptr(), row: self.a_row, col: self.a_col };
+        // SAFETY: the caller's promise.
+        unsafe { strided(self.isa, left, self.depth, b, ldb, out, add) }
+    }
+}
+
+/// Copies one head group of some queries into contiguous rows: row `i · group + g` is query i, head g of the group.
+fn gather(q: &[f32], shape: &AttentionShape, rows: Range<usize>, kv_head: usize, to: &mut [f32]) {
+    let width = shape.group() * shape.head_dim;
+    for (row, to) in rows.zip(to.chunks_exact_mut(width)) {
+        to.copy_from_slice(&q[row * shape.q_width() + kv_head * width..][..width]);
+    }
+}

@@ -1,0 +1,163 @@
+use super::*;
+use crate::pool;
+use crate::testing::{assert_near, each_isa, finite_difference, values};
+
+struct Case {
+    shape: AttentionShape,
+    lengths: Vec<usize>,
+}
+
+impl Case {
+    fn tokens(&self) -> usize {
+        self.lengths.iter().sum()
+    }
+
+    fn segments(&self) -> Vec<Segment> {
+        let mut start = 0;
+        let segment = |&len: &usize| {
+            start += len;
+            Segment { start: start - len, len }
+        };
+        self.lengths.iter().map(segment).collect()
+    }
+
+    fn operands(&self) -> [Vec<f32>; 4] {
+        let (tokens, shape) = (self.tokens(), &self.shape);
+        let (q, kv) = (tokens * shape.q_width(), tokens * shape.kv_width());
+        [values(q, 1), values(kv, 2), values(kv, 3), values(q, 4)]
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let case = |heads, kv_heads, head_dim, window, softcap, lengths: &[usize]| Case {
+        shape: AttentionShape { heads, kv_heads, head_dim, scale: 1.5, window, softcap },
+        lengths: lengths.to_vec(),
+    };
+    vec![
+        case(1, 1, 1, None, None, &[1]),
+        case(3, 1, 16, None, None, &[5, 0, 1, 33]),
+        case(4, 2, 8, None, None, &[70, 3]),
+        case(2, 2, 17, Some(5), None, &[31, 64]),
+        case(2, 1, 33, Some(70), Some(2.0), &[150]),
+        case(2, 1, 12, Some(1), None, &[66]),
+    ]
+}
+
+/// In f64, one query at a time.
+fn reference(case: &Case, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f64> {
+    let shape = &case.shape;
+    let dim = shape.head_dim;
+    let mut out = vec![0.0; q.len()];
+    for segment in case.segments() {
+        for i in 0..segment.len {
+            for head in 0..shape.heads {
+                let query = &q[((segment.start + i) * shape.heads + head) * dim..][..dim];
+                let row = |j: usize| ((segment.start + j) * shape.kv_heads + head / shape.group()) * dim;
+                let seen: Vec<usize> = shape.visible(i).collect();
+                let weights: Vec<f64> = seen
+                    .iter()
+                    .map(|&j| {
+                        let dot: f64 = query
+                            .iter()
+                            .zip(&k[row(j)..][..dim])
+                            .map(|(&q, &k)| f64::from(q) * f64::from(k))
+                            .sum();
+                        let score = dot * f64::from(shape.scale);
+                        shape
+                            .softcap
+                            .map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
+                            .exp()
+                    })
+                    .collect();
+                let total: f64 = weights.iter().sum();
+                let out = &mut out[((segment.start + i) * shape.heads + head) * dim..][..dim];
+                for (&j, weight) in seen.iter().zip(weights) {
+                    for (out, &v) in out.iter_mut().zip(&v[row(j)..][..dim]) {
+                        *out += weight / total * f64::from(v);
+                    }
+                }
+            }
+        }
+    }
+    out
+}
+
+fn forward(case: &Case, q: &[f32], k: &[f32], v: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    let (mut out, mut lse) = (vec![f32::NAN; q.len()], vec![f32::NAN; case.tokens() * case.shape.heads]);
+    attention((q, k, v), &case.segments(), case.shape, &mut out, &mut lse);
+    (out, lse)
+}
+
+#[test]
+fn forward_and_gradients() {
+    for case in cases() {
+        let [q, k, v, dout] = case.operands();
+        each_isa(|isa| {
+            let (out, lse) = forward(&case, &q, &k, &v);
+            let expected: Vec<f32> = reference(&case, &q, &k, &v).into_iter().map(|x| x as f32).collect();
+            assert_near(&out, &expected, 2e-5, &format!("{isa} {:?}", case.shape));
+            let (mut dq, mut dk, mut dv) =
+                (vec![f32::NAN; q.len()], vec![f32::NAN; k.len()], vec![f32::NAN; v.len()]);
+            let gradients = AttentionGradients { dq: &mut dq, dk: &mut dk, dv: &mut dv };
+            attention_backward((&q, &k, &v), (&out, &dout, &lse), &case.segments(), case.shape, gradients);
+            let total = |q: &[f32], k: &[f32], v: &[f32]| -> f64 {
+                reference(&case, q, k, v).iter().zip(&dout).map(|(out, &dout)| out * f64::from(dout)).sum()
+            };
+            finite_difference(&q, &dq, 1e-2, |q| total(q, &k, &v));
+            finite_difference(&k, &dk, 1e-2, |k| total(&q, k, &v));
+            finite_difference(&v, &dv, 1e-2, |v| total(&q, &k, v));
+        });
+    }
+}
+
+#[test]
+fn pages_chunks_and_threads_give_the_same_bits() {
+    for case in cases() {
+        let [q, k, v, _] = case.operands();
+        let shape = case.shape;
+        let (q_width, width) = (shape.q_width(), shape.kv_width());
+        each_isa(|isa| {
+            let (whole, _) = forward(&case, &q, &k, &v);
+            for page_tokens in [4, 16, 100] {
+                // Pages in reverse order, so that neighbours in a sequence are not neighbours in memory.
+                let total: usize = case.lengths.iter().map(|len| len.div_ceil(page_tokens)).sum();
+                let mut pool_k = vec![0.0; total * page_tokens * width];
+                let mut pool_v = pool_k.clone();
+                let mut free = (0..total as u32).rev();
+                let tables: Vec<Vec<u32>> = case
+                    .segments()
+                    .iter()
+                    .map(|segment| {
+                        let pages: Vec<u32> = free.by_ref().take(segment.len.div_ceil(page_tokens)).collect();
+                        for i in 0..segment.len {
+                            let from = (segment.start + i) * width;
+                            let to =
+                                (pages[i / page_tokens] as usize * page_tokens + i % page_tokens) * width;
+                            pool_k[to..to + width].copy_from_slice(&k[from..from + width]);
+                            pool_v[to..to + width].copy_from_slice(&v[from..from + width]);
+                        }
+                        pages
+                    })
+                    .collect();
+                let pool = KvPool { k: &pool_k, v: &pool_v, page_tokens };
+                for (chunk, threads) in [(1, 1), (7, 3), (1000, 2)] {
+                    pool::set_threads(threads);
+                    for (segment, pages) in case.segments().iter().zip(&tables) {
+                        for first in (0..segment.len).step_by(chunk) {
+                            let last = (first + chunk).min(segment.len);
+                            let rows = (segment.start + first) * q_width..(segment.start + last) * q_width;
+                            let new = PagedSegment { q_start: 0, q_len: last - first, kv_len: last, pages };
+                            let mut out = vec![f32::NAN; rows.len()];
+                            attention_paged(&q[rows.clone()], &[new], pool, shape, &mut out);
+                            assert_eq!(
+                                out, whole[rows],
+                                "{isa} {shape:?} pages of {page_tokens}, {chunk} a chunk"
+                            );
+                        }
+                    }
+                }
+                pool::set_threads(0);
+            }
+        });
+    }
+}

@@ -1,0 +1,6 @@
+//! AMX.
+
+/// Whether tiles can be used here.
+pub(crate) fn usable() -> bool {
+    false
+}

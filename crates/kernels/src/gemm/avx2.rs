@@ -1,0 +1,138 @@
+//! AVX2 and FMA: 8 lanes, 16 registers, so tiles of 6 x 16.
+
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use super::tile::{self, Ends, Left, Source};
+use super::vector::Vector;
+
+/// A 256-bit register.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2(__m256);
+
+/// The sign bit of the first `lanes` lanes is set.
+///
+/// # Safety
+/// AVX2 is available.
+#[inline(always)]
+unsafe fn mask(lanes: usize) -> __m256i {
+    // SAFETY: as above.
+    unsafe { _mm256_cmpgt_epi32(_mm256_set1_epi32(lanes as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)) }
+}
+
+/// `(words & mask) | bits of 1.0`
+///
+/// # Safety
+/// AVX2 is available.
+#[inline(always)]
+unsafe fn one_and(words: __m256i, mask: i32) -> __m256 {
+    // SAFETY: as above.
+    unsafe {
+        let top = _mm256_and_si256(words, _mm256_set1_epi32(mask));
+        _mm256_castsi256_ps(_mm256_or_si256(top, _mm256_set1_epi32(0x3f80_0000)))
+    }
+}
+
+// SAFETY (of every block): the trait's contract: AVX2, FMA and F16C are available and pointers are valid.
+#[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all, above")]
+unsafe impl Vector for Avx2 {
+    const LANES: usize = 8;
+    const ROWS: usize = 6;
+    type Words = __m256i;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        unsafe { Self(_mm256_setzero_ps()) }
+    }
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        unsafe { Self(_mm256_set1_ps(value)) }
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        unsafe { Self(_mm256_loadu_ps(from)) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        unsafe { _mm256_storeu_ps(to, self.0) }
+    }
+    #[inline(always)]
+    unsafe fn load_first(from: *const f32, lanes: usize) -> Self {
+        unsafe { Self(_mm256_maskload_ps(from, mask(lanes))) }
+    }
+    #[inline(always)]
+    unsafe fn store_first(self, to: *mut f32, lanes: usize) {
+        unsafe { _mm256_maskstore_ps(to, mask(lanes), self.0) }
+    }
+    #[inline(always)]
+    unsafe fn mul_add(self, b: Self, c: Self) -> Self {
+        unsafe { Self(_mm256_fmadd_ps(self.0, b.0, c.0)) }
+    }
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        unsafe {
+            let four = _mm_add_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn mul(self, b: Self) -> Self {
+        unsafe { Self(_mm256_mul_ps(self.0, b.0)) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_words(from: *const u32) -> Self::Words {
+        unsafe { _mm256_loadu_si256(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn low_bf16(words: Self::Words) -> Self {
+        unsafe { Self(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(words))) }
+    }
+    #[inline(always)]
+    unsafe fn high_bf16(words: Self::Words) -> Self {
+        unsafe {
+            Self(_mm256_castsi256_ps(_mm256_and_si256(words, _mm256_set1_epi32(0xffff_0000_u32 as i32))))
+        }
+    }
+    #[inline(always)]
+    unsafe fn one_and_byte(words: Self::Words, index: u32) -> Self {
+        unsafe {
+            let byte = _mm256_srl_epi32(words, _mm_cvtsi32_si128(8 * index as i32));
+            Self(one_and(_mm256_slli_epi32::<15>(byte), 0xff << 15))
+        }
+    }
+    #[inline(always)]
+    unsafe fn one_and_nibble(words: Self::Words, index: u32) -> Self {
+        unsafe {
+            let nibble = _mm256_srl_epi32(words, _mm_cvtsi32_si128(4 * index as i32));
+            Self(one_and(_mm256_slli_epi32::<19>(nibble), 0xf << 19))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(from: *const u16) -> Self {
+        unsafe { Self(_mm256_cvtph_ps(_mm_loadu_si128(from.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(address: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn tile<A: Left, S: Source<Self>, const M: usize, const P: usize>(
+        depth: usize,
+        a: A,
+        b: [S; P],
+        ends: Ends,
+    ) {
+        unsafe { tile::tile::<Avx2, A, S, M, P>(depth, a, b, ends) }
+    }
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn dots<const J: usize>(len: usize, x: *const f32, rows: *const f32, row: usize, out: *mut f32) {
+        unsafe { tile::dots::<Avx2, J>(len, x, rows, row, out) }
+    }
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn unpack<S: Source<Self>>(source: S, range: Range<usize>, to: *mut f32) {
+        unsafe { tile::unpack(source, range, to) }
+    }
+}

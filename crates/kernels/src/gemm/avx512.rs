@@ -1,0 +1,148 @@
+//! AVX-512: 16 lanes, 32 registers, so tiles of 14 x 32.
+
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use super::tile::{self, Ends, Left, Source};
+use super::vector::Vector;
+
+/// A 512-bit register.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512(__m512);
+
+#[inline(always)]
+fn mask(lanes: usize) -> __mmask16 {
+    ((1u32 << lanes) - 1) as __mmask16
+}
+
+// SAFETY (of every block): the trait's contract: AVX-512 is available and pointers are valid.
+#[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all, above")]
+unsafe impl Vector for Avx512 {
+    const LANES: usize = 16;
+    const ROWS: usize = 14;
+    type Words = __m512i;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        unsafe { Self(_mm512_setzero_ps()) }
+    }
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        unsafe { Self(_mm512_set1_ps(value)) }
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        unsafe { Self(_mm512_loadu_ps(from)) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        unsafe { _mm512_storeu_ps(to, self.0) }
+    }
+    #[inline(always)]
+    unsafe fn load_first(from: *const f32, lanes: usize) -> Self {
+        unsafe { Self(_mm512_maskz_loadu_ps(mask(lanes), from)) }
+    }
+    #[inline(always)]
+    unsafe fn store_first(self, to: *mut f32, lanes: usize) {
+        unsafe { _mm512_mask_storeu_ps(to, mask(lanes), self.0) }
+    }
+    #[inline(always)]
+    unsafe fn mul_add(self, b: Self, c: Self) -> Self {
+        unsafe { Self(_mm512_fmadd_ps(self.0, b.0, c.0)) }
+    }
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        unsafe { _mm512_reduce_add_ps(self.0) }
+    }
+    #[inline(always)]
+    unsafe fn mul(self, b: Self) -> Self {
+        unsafe { Self(_mm512_mul_ps(self.0, b.0)) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_words(from: *const u32) -> Self::Words {
+        unsafe { _mm512_loadu_si512(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn low_bf16(words: Self::Words) -> Self {
+        unsafe { Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(words))) }
+    }
+    #[inline(always)]
+    unsafe fn high_bf16(words: Self::Words) -> Self {
+        unsafe {
+            Self(_mm512_castsi512_ps(_mm512_and_si512(words, _mm512_set1_epi32(0xffff_0000_u32 as i32))))
+        }
+    }
+    #[inline(always)]
+    unsafe fn one_and_byte(words: Self::Words, index: u32) -> Self {
+        unsafe {
+            // The byte to bits 15 .. 23.
+            let placed = match index {
+                0 => _mm512_slli_epi32::<15>(words),
+                1 => _mm512_slli_epi32::<7>(words),
+                2 => _mm512_srli_epi32::<1>(words),
+                _ => _mm512_srli_epi32::<9>(words),
+            };
+            Self(one_and(placed, 0xff << 15))
+        }
+    }
+    #[inline(always)]
+    unsafe fn one_and_nibble(words: Self::Words, index: u32) -> Self {
+        unsafe {
+            // The four bits to bits 19 .. 23.
+            let placed = match index {
+                0 => _mm512_slli_epi32::<19>(words),
+                1 => _mm512_slli_epi32::<15>(words),
+                2 => _mm512_slli_epi32::<11>(words),
+                3 => _mm512_slli_epi32::<7>(words),
+                4 => _mm512_slli_epi32::<3>(words),
+                5 => _mm512_srli_epi32::<1>(words),
+                6 => _mm512_srli_epi32::<5>(words),
+                _ => _mm512_srli_epi32::<9>(words),
+            };
+            Self(one_and(placed, 0xf << 19))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(from: *const u16) -> Self {
+        unsafe { Self(_mm512_cvtph_ps(_mm256_loadu_si256(from.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(address: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn tile<A: Left, S: Source<Self>, const M: usize, const P: usize>(
+        depth: usize,
+        a: A,
+        b: [S; P],
+        ends: Ends,
+    ) {
+        unsafe { tile::tile::<Avx512, A, S, M, P>(depth, a, b, ends) }
+    }
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn dots<const J: usize>(len: usize, x: *const f32, rows: *const f32, row: usize, out: *mut f32) {
+        unsafe { tile::dots::<Avx512, J>(len, x, rows, row, out) }
+    }
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn unpack<S: Source<Self>>(source: S, range: Range<usize>, to: *mut f32) {
+        unsafe { tile::unpack(source, range, to) }
+    }
+}
+
+/// `(words & mask) | bits of 1.0`
+///
+/// # Safety
+/// AVX-512 F is available.
+#[inline(always)]
+unsafe fn one_and(words: __m512i, mask: i32) -> __m512 {
+    // SAFETY: as above. 0xea is (a & b) | c.
+    unsafe {
+        _mm512_castsi512_ps(_mm512_ternarylogic_epi32::<0xea>(
+            words,
+            _mm512_set1_epi32(mask),
+            _mm512_set1_epi32(0x3f80_0000),
+        ))
+    }
+}

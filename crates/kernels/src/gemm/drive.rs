@@ -1,0 +1,336 @@
+//! Loops around the tile kernel: blocks that stay in cache, and the share of each thread.
+
+use std::ops::Range;
+
+#[cfg(target_arch = "x86_64")]
+use super::avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+use super::avx512::Avx512;
+use super::portable::Portable;
+use super::tile::{
+    Ends, FewFloats, Floats, Interleaved, Left, PANEL, PackedF32, RowMajor, Rows, Source, Strided,
+};
+use super::vector::Vector;
+use crate::isa::Isa;
+use crate::{pool, scratch};
+
+/// Values of k in a block: 32 columns of them stay in the second-level cache.
+const DEPTH: usize = 2048;
+
+/// Elements of the left matrix in a block, which stays in the second-level cache too.
+const LEFT: usize = 192 * 1024;
+
+/// The fewest rows for which a panel is worth unpacking once more by another thread.
+const FEW_ROWS: usize = 56;
+
+/// Multiply-adds below which a product stays on the calling thread.
+const SMALL: usize = 64 * 1024;
+
+/// A matrix that is written to.
+#[derive(Clone, Copy)]
+pub(crate) struct Matrix {
+    pub(crate) start: *mut f32,
+    pub(crate) row: usize,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+}
+
+/// The right matrix of a product, by panels of 32 columns.
+///
+/// # Safety
+/// `panel` returns a pointer to `[depth][32]` valid values.
+pub(crate) unsafe trait Right: Sync {
+    /// Rows `depth` (starting at a multiple of 32) of a panel as `[depth][32]`, in `scratch` or where they are.
+    ///
+    /// # Safety
+    /// V is available, the panel exists, `scratch` has room.
+    unsafe fn panel<V: Vector>(&self, panel: usize, depth: Range<usize>, scratch: *mut f32) -> *const f32;
+
+    /// Computes a few rows straight from the packed form, or returns false.
+    ///
+    /// # Safety
+    /// V is available; rows and sub-panels exist.
+    unsafe fn narrow<V: Vector>(
+        &self,
+        _rows: usize,
+        _subs: Range<usize>,
+        _a: RowMajor,
+        _depth: usize,
+        _ends: Ends,
+    ) -> bool {
+        false
+    }
+}
+
+/// `out = left · right`, or `out += left · right`.
+pub(crate) struct Product {
+    pub(crate) left: Strided,
+    pub(crate) depth: usize,
+    pub(crate) out: Matrix,
+    pub(crate) add: bool,
+}
+
+// SAFETY: tasks write disjoint blocks of `out` and only read `left`.
+unsafe impl Sync for Product {}
+
+impl Product {
+    /// # Safety
+    /// The matrices are valid for their sizes; `isa` is available.
+    pub(crate) unsafe fn run(&self, isa: Isa, right: &impl Right) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match isa {
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512 | Isa::Amx => self.split::<Avx512>(right),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 => self.split::<Avx2>(right),
+                _ => self.split::<Portable>(right),
+            }
+        }
+    }
+
+    /// Cuts the output into blocks for the threads.
+    ///
+    /// # Safety
+    /// As for [`Product::run`].
+    unsafe fn split<V: Vector>(&self, right: &impl Right) {
+        let (m, panels, threads) = (self.out.rows, self.out.cols.div_ceil(PANEL), pool::threads());
+        let most = (LEFT / self.depth.clamp(1, DEPTH)).max(FEW_ROWS);
+        let mut row_tasks = m.div_ceil(most);
+        let mut panel_tasks = 1;
+        if m * self.out.cols * self.depth <= SMALL {
+            row_tasks = row_tasks.max(1);
+        } else if m >= threads * FEW_ROWS {
+            row_tasks = row_tasks.next_multiple_of(threads);
+        } else {
+            // One panel more than four a task: enough chains of additions for one row.
+            panel_tasks = (2 * threads).min(panels.div_ceil(4)).max(threads).min(panels);
+        }
+        let rows_each = m.div_ceil(row_tasks.max(1)).max(1);
+        let panels_each = panels.div_ceil(panel_tasks.max(1)).max(1);
+        let (row_tasks, panel_tasks) = (m.div_ceil(rows_each), panels.div_ceil(panels_each));
+        pool::parallel_for(row_tasks * panel_tasks, |task| {
+            let (row, panel) = (task / panel_tasks * rows_each, task % panel_tasks * panels_each);
+            let rows = row..(row + rows_each).min(m);
+            let panels = panel..(panel + panels_each).min(panels);
+            // SAFETY: the caller's promise; blocks of different tasks are disjoint.
+            unsafe { self.block::<V>(right, rows, panels) }
+        });
+    }
+
+    /// # Safety
+    /// As for [`Product::run`]; no other thread writes this block.
+    unsafe fn block<V: Vector>(&self, right: &impl Right, rows: Range<usize>, panels: Range<usize>) {
+        let subs = PANEL / (2 * V::LANES);
+        let left = self.left.down(rows.start);
+        let ends = Ends { to: self.out.start, row: self.out.row, cols: self.out.cols, add: self.add }
+            .shifted(rows.start, panels.start * PANEL);
+        if left.col == 1 {
+            let a = RowMajor { start: left.start, row: left.row };
+            // SAFETY: the caller's promise.
+            if unsafe {
+                right.narrow::<V>(rows.len(), panels.start * subs..panels.end * subs, a, self.depth, ends)
+            } {
+                return;
+            }
+        }
+        let most = self.depth.clamp(1, DEPTH);
+        scratch::with(rows.len() * most, |a| {
+            scratch::with(PANEL * most, |b| {
+                let mut start = 0;
+                loop {
+                    let depth = start..(start + DEPTH).min(self.depth);
+                    // SAFETY: the caller's promise; the scratch buffers are large enough.
+                    unsafe {
+                        interleave::<V>(left, rows.len(), depth.clone(), a);
+                        for panel in panels.clone() {
+                            let b = right.panel::<V>(panel, depth.clone(), b.as_mut_ptr());
+                            let ends = Ends { add: self.add || start > 0, ..ends }
+                                .shifted(0, (panel - panels.start) * PANEL);
+                            wide::<V>(rows.len(), depth.len(), a.as_ptr(), b, ends);
+                        }
+                    }
+                    start = depth.end;
+                    if start >= self.depth {
+                        break;
+                    }
+                }
+            });
+        });
+    }
+}
+
+/// Cuts rows into blocks of V::ROWS and writes each as `[k][rows]`.
+///
+/// # Safety
+/// `left` covers the rows and `depth`; `to` has room.
+unsafe fn interleave<V: Vector>(left: Strided, rows: usize, depth: Range<usize>, to: &mut [f32]) {
+    for (block, to) in to[..rows * depth.len()].chunks_mut(V::ROWS * depth.len().max(1)).enumerate() {
+        let left = left.down(block * V::ROWS);
+        let count = (rows - block * V::ROWS).min(V::ROWS);
+        for row in 0..count {
+            for (k, to) in depth.clone().zip(to[row..].iter_mut().step_by(count)) {
+                // SAFETY: the caller's promise.
+                *to = unsafe { left.at(row, k) };
+            }
+        }
+    }
+}
+
+/// Many interleaved rows times one panel `[k][32]`.
+///
+/// # Safety
+/// V is available; `a`, `b` and `ends` cover the product.
+unsafe fn wide<V: Vector>(rows: usize, depth: usize, a: *const f32, b: *const f32, ends: Ends) {
+    let width = 2 * V::LANES;
+    for row in (0..rows).step_by(V::ROWS) {
+        for col in (0..ends.cols.min(PANEL)).step_by(width) {
+            let (a, b) = (a.wrapping_add(row * depth), [PackedF32(b.wrapping_add(col))]);
+            let ends = ends.shifted(row, col);
+            macro_rules! by_rows {
+                ($($m:literal)*) => {
+                    match (rows - row).min(V::ROWS) {
+                        // SAFETY: the caller's promise.
+                        $($m => unsafe { V::tile::<_, _, $m, 1>(depth, Interleaved::<$m>(a), b, ends) },)*
+                        _ => unreachable!("no more than 14 rows in a tile"),
+                    }
+                };
+            }
+            by_rows!(1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+        }
+    }
+}
+
+/// Rows of one tile when it is more than one sub-panel wide.
+const fn few<V: Vector>() -> usize {
+    V::ROWS.div_ceil(2)
+}
+
+/// A few rows times many sub-panels, several at once so that there are enough independent chains of additions.
+///
+/// # Safety
+/// V is available; `a`, the sources and `ends` cover the product.
+pub(crate) unsafe fn narrow<V: Vector, A: Rows, S: Source<V>>(
+    rows: usize,
+    subs: Range<usize>,
+    a: A,
+    depth: usize,
+    source: impl Fn(usize) -> S,
+    ends: Ends,
+) {
+    if rows == 0 || subs.is_empty() {
+        return;
+    }
+    let rows_each = rows.div_ceil(rows.div_ceil(few::<V>()));
+    let most = (V::ROWS / rows_each).clamp(1, 4);
+    let subs_each = subs.len().div_ceil(subs.len().div_ceil(most));
+    // All rows of a group of sub-panels before the next group, so that weights are read from memory once.
+    for sub in subs.clone().step_by(subs_each) {
+        let count = (subs.end - sub).min(subs_each);
+        for row in (0..rows).step_by(rows_each) {
+            let (a, ends) = (a.down(row), ends.shifted(row, (sub - subs.start) * 2 * V::LANES));
+            let source = |p| source(sub + p);
+            macro_rules! by_size {
+                ($($m:literal x $($p:literal)*;)*) => {
+                    match ((rows - row).min(rows_each), count) {
+                        // SAFETY: the caller's promise.
+                        $($(($m, $p) => unsafe {
+                            V::tile::<_, _, $m, $p>(depth, a, std::array::from_fn::<_, $p, _>(source), ends)
+                        },)*)*
+                        _ => unreachable!("no more than 7 rows and 4 sub-panels in a tile"),
+                    }
+                };
+            }
+            by_size!(1 x 1 2 3 4; 2 x 1 2 3 4; 3 x 1 2 3 4; 4 x 1 2 3; 5 x 1 2; 6 x 1 2; 7 x 1 2;);
+        }
+    }
+}
+
+/// `out (+)= a · b` on the calling thread, without packing: for small blocks. `b` is row-major, rows `ldb` apart.
+///
+/// # Safety
+/// `isa` is available; the matrices are valid for their sizes.
+pub(crate) unsafe fn strided(
+    isa: Isa,
+    a: Strided,
+    depth: usize,
+    b: *const f32,
+    ldb: usize,
+    out: Matrix,
+    add: bool,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 | Isa::Amx => strided_with::<Avx512>(a, depth, b, ldb, out, add),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => strided_with::<Avx2>(a, depth, b, ldb, out, add),
+            _ => strided_with::<Portable>(a, depth, b, ldb, out, add),
+        }
+    }
+}
+
+/// # Safety
+/// As for [`strided`].
+unsafe fn strided_with<V: Vector>(
+    a: Strided,
+    depth: usize,
+    b: *const f32,
+    ldb: usize,
+    out: Matrix,
+    add: bool,
+) {
+    let width = 2 * V::LANES;
+    let ends = Ends { to: out.start, row: out.row, cols: out.cols, add };
+    let full = out.cols / width;
+    // SAFETY: the caller's promise.
+    unsafe {
+        let source = |s| Floats { start: b.wrapping_add(s * width), row: ldb };
+        narrow::<V, _, _>(out.rows, 0..full, a, depth, source, ends);
+        if out.cols > full * width {
+            let cols = out.cols - full * width;
+            let source = |_| FewFloats { start: b.wrapping_add(full * width), row: ldb, cols };
+            narrow::<V, _, _>(out.rows, 0..1, a, depth, source, ends.shifted(0, full * width));
+        }
+    }
+}
+
+/// `out[j] = x · rows[j]`, on the calling thread; `rows` is `[out.len(), x.len()]`.
+pub(crate) fn dots(isa: Isa, x: &[f32], rows: &[f32], out: &mut [f32]) {
+    assert_eq!(rows.len(), out.len() * x.len(), "rows of x's length");
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 | Isa::Amx => dots_with::<Avx512>(x, rows, out),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => dots_with::<Avx2>(x, rows, out),
+        _ => dots_with::<Portable>(x, rows, out),
+    }
+}
+
+/// Eight rows at once: each value of x is loaded once for them, and there are enough independent sums.
+fn dots_with<V: Vector>(x: &[f32], rows: &[f32], out: &mut [f32]) {
+    let len = x.len();
+    for (i, out) in out.chunks_mut(8).enumerate() {
+        let (x, rows, to) = (x.as_ptr(), rows[i * 8 * len..].as_ptr(), out.as_mut_ptr());
+        macro_rules! by_rows {
+            ($($j:literal)*) => {
+                match out.len() {
+                    // SAFETY: sizes were checked; `V` is the instruction set in use, which is available.
+                    $($j => unsafe { V::dots::<$j>(len, x, rows, len, to) },)*
+                    _ => unreachable!("chunks of 8"),
+                }
+            };
+        }
+        by_rows!(1 2 3 4 5 6 7 8);
+    }
+}
+
+/// The first `to.len() / 32` columns of a 32 x 32 block as rows.
+pub(crate) fn transpose(from: &[f32; PANEL * PANEL], to: &mut [f32]) {
+    for (col, to) in to.chunks_exact_mut(PANEL).enumerate() {
+        for (row, to) in to.iter_mut().enumerate() {
+            *to = from[row * PANEL + col];
+        }
+    }
+}

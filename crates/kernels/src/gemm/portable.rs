@@ -1,0 +1,109 @@
+//! Plain Rust: the reference of the other instruction sets, and what 64-bit Arm runs (the compiler maps these
+//! eight-lane loops to pairs of NEON registers).
+
+use std::ops::Range;
+
+use super::tile::{self, Ends, Left, Source};
+use super::vector::Vector;
+
+const LANES: usize = 8;
+
+/// Eight f32 values.
+#[derive(Clone, Copy)]
+pub(crate) struct Portable([f32; LANES]);
+
+#[inline(always)]
+fn lanes(f: impl Fn(usize) -> f32) -> Portable {
+    Portable(std::array::from_fn(f))
+}
+
+// SAFETY (of every block): the trait's contract: pointers are valid; no special instruction is used.
+#[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all, above")]
+unsafe impl Vector for Portable {
+    const LANES: usize = LANES;
+    const ROWS: usize = if cfg!(target_arch = "aarch64") { 6 } else { 3 };
+    type Words = [u32; LANES];
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        Self([0.0; LANES])
+    }
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        Self([value; LANES])
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        Self(unsafe { from.cast::<[f32; LANES]>().read_unaligned() })
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        unsafe { to.cast::<[f32; LANES]>().write_unaligned(self.0) }
+    }
+    #[inline(always)]
+    unsafe fn load_first(from: *const f32, count: usize) -> Self {
+        lanes(|i| if i < count { unsafe { *from.add(i) } } else { 0.0 })
+    }
+    #[inline(always)]
+    unsafe fn store_first(self, to: *mut f32, count: usize) {
+        for (i, value) in self.0.into_iter().enumerate().take(count) {
+            unsafe { *to.add(i) = value }
+        }
+    }
+    #[inline(always)]
+    unsafe fn mul_add(self, b: Self, c: Self) -> Self {
+        const FMA: bool = cfg!(target_arch = "aarch64");
+        lanes(|i| crate::isa::fma::<FMA>(self.0[i], b.0[i], c.0[i]))
+    }
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        crate::lanes::tree(self.0, |a, b| a + b)
+    }
+    #[inline(always)]
+    unsafe fn mul(self, b: Self) -> Self {
+        lanes(|i| self.0[i] * b.0[i])
+    }
+
+    #[inline(always)]
+    unsafe fn load_words(from: *const u32) -> Self::Words {
+        unsafe { from.cast::<[u32; LANES]>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn low_bf16(words: Self::Words) -> Self {
+        lanes(|i| f32::from_bits(words[i] << 16))
+    }
+    #[inline(always)]
+    unsafe fn high_bf16(words: Self::Words) -> Self {
+        lanes(|i| f32::from_bits(words[i] & 0xffff_0000))
+    }
+    #[inline(always)]
+    unsafe fn one_and_byte(words: Self::Words, index: u32) -> Self {
+        lanes(|i| f32::from_bits(0x3f80_0000 | ((words[i] >> (8 * index)) & 0xff) << 15))
+    }
+    #[inline(always)]
+    unsafe fn one_and_nibble(words: Self::Words, index: u32) -> Self {
+        lanes(|i| f32::from_bits(0x3f80_0000 | ((words[i] >> (4 * index)) & 0xf) << 19))
+    }
+    #[inline(always)]
+    unsafe fn load_f16(from: *const u16) -> Self {
+        let halves = unsafe { from.cast::<[u16; LANES]>().read_unaligned() };
+        lanes(|i| half::f16::from_bits(halves[i]).to_f32())
+    }
+    #[inline(always)]
+    unsafe fn prefetch(_address: *const u8) {}
+
+    unsafe fn tile<A: Left, S: Source<Self>, const M: usize, const P: usize>(
+        depth: usize,
+        a: A,
+        b: [S; P],
+        ends: Ends,
+    ) {
+        unsafe { tile::tile::<Portable, A, S, M, P>(depth, a, b, ends) }
+    }
+    unsafe fn dots<const J: usize>(len: usize, x: *const f32, rows: *const f32, row: usize, out: *mut f32) {
+        unsafe { tile::dots::<Portable, J>(len, x, rows, row, out) }
+    }
+    unsafe fn unpack<S: Source<Self>>(source: S, range: Range<usize>, to: *mut f32) {
+        unsafe { tile::unpack(source, range, to) }
+    }
+}

@@ -1,0 +1,187 @@
+//! Drawing a token from logits, without sorting the vocabulary.
+
+use crate::isa::{self, multiversion};
+use crate::lanes::map_sum;
+use crate::loss::maximum;
+use crate::scratch;
+use crate::vexp::exp;
+
+/// How a token is drawn.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// Logits are divided by this; 0 is greedy.
+    pub temperature: f32,
+    /// The smallest set of most probable tokens whose probabilities reach this sum is kept; 1 keeps all.
+    pub top_p: f32,
+}
+
+/// Buckets of the first search, by e^(x - greatest) halving every other bucket.
+const BUCKETS: usize = 256;
+
+/// Draws a token from one row of logits with `uniform` in 0 .. 1.
+///
+/// As in transformers: the tokens are kept, most probable first (of equals the lowest id first), until their
+/// probabilities reach `top_p`; the one that reaches it is kept too. The kept tokens are laid side by side in order of
+/// id, and `uniform` points at one. The same logits and number always give the same token.
+///
+/// # Panics
+/// If there are no logits.
+pub fn sample(logits: &[f32], sampling: Sampling, uniform: f32) -> u32 {
+    assert!(!logits.is_empty(), "no logits to draw from");
+    if sampling.temperature <= 0.0 {
+        return crate::loss::argmax(logits);
+    }
+    let isa = isa::active();
+    scratch::with(logits.len(), |weights| {
+        weights.copy_from_slice(logits);
+        let greatest = maximum(isa, weights);
+        if !greatest.is_finite() {
+            return crate::loss::argmax(logits);
+        }
+        let total = f64::from(weigh(isa, weights, greatest, 1.0 / sampling.temperature));
+        if sampling.top_p < 1.0 {
+            keep(weights, f64::from(sampling.top_p.max(0.0)) * total);
+        }
+        draw(weights, f64::from(uniform))
+    })
+}
+
+multiversion! {
+    fn weigh(values: &mut [f32], greatest: f32, inverse: f32) -> f32 = weigh_body;
+}
+
+/// `x = exp((x - greatest) / T)`; returns the sum.
+#[inline(always)]
+fn weigh_body<const FMA: bool>(values: &mut [f32], greatest: f32, inverse: f32) -> f32 {
+    map_sum(values, |x| exp::<FMA>((x - greatest) * inverse))
+}
+
+/// The bucket of a weight in 0 ..= 1, greatest first: by exponent and the highest bit of the mantissa.
+fn bucket(weight: f32) -> usize {
+    let steps = (1.0_f32.to_bits() >> 22).saturating_sub(weight.to_bits() >> 22) as usize;
+    steps.min(BUCKETS - 1)
+}
+
+/// Sets the weights to 0 that are not among the greatest which reach `mass` together.
+///
+/// The sums of buckets of similar weights say in which bucket `mass` is reached; only that bucket is sorted.
+fn keep(weights: &mut [f32], mass: f64) {
+    let mut sums = [0.0_f64; BUCKETS];
+    for &weight in weights.iter() {
+        sums[bucket(weight)] += f64::from(weight);
+    }
+    let mut before = 0.0;
+    let mut last = BUCKETS - 1;
+    for (i, sum) in sums.into_iter().enumerate() {
+        if before + sum >= mass {
+            last = i;
+            break;
+        }
+        before += sum;
+    }
+    let mut border: Vec<(f32, usize)> = Vec::new();
+    for (id, weight) in weights.iter_mut().enumerate() {
+        let bucket = bucket(*weight);
+        if bucket == last {
+            border.push((*weight, id));
+        }
+        if bucket >= last {
+            *weight = 0.0;
+        }
+    }
+    // Greatest first; of equals the lowest id, because the sort is stable.
+    border.sort_by(|a, b| b.0.total_cmp(&a.0));
+    for (weight, id) in border {
+        weights[id] = weight;
+        before += f64::from(weight);
+        if before >= mass {
+            break;
+        }
+    }
+}
+
+/// The index at share `uniform` of the total weight; weights of 0 are never drawn.
+fn draw(weights: &[f32], uniform: f64) -> u32 {
+    let total: f64 = weights.iter().map(|&weight| f64::from(weight)).sum();
+    let mut rest = uniform.clamp(0.0, 1.0) * total;
+    let mut last = 0;
+    for (id, &weight) in weights.iter().enumerate() {
+        if weight > 0.0 {
+            last = id;
+            rest -= f64::from(weight);
+            if rest < 0.0 {
+                break;
+            }
+        }
+    }
+    last as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{each_isa, values};
+
+    /// The kept ids by sorting.
+    fn reference(logits: &[f32], temperature: f32, top_p: f32) -> Vec<bool> {
+        let weights: Vec<f64> =
+            logits.iter().map(|&x| (f64::from(x) / f64::from(temperature)).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        let mut order: Vec<usize> = (0..logits.len()).collect();
+        order.sort_by(|&a, &b| weights[b].total_cmp(&weights[a]));
+        let mut kept = vec![false; logits.len()];
+        let mut sum = 0.0;
+        for id in order {
+            kept[id] = true;
+            sum += weights[id] / total;
+            if sum >= f64::from(top_p) {
+                break;
+            }
+        }
+        kept
+    }
+
+    #[test]
+    fn keeps_what_sorting_keeps() {
+        for len in [1, 2, 17, 1000] {
+            for (temperature, top_p) in [(1.0, 0.98), (0.7, 0.5), (2.0, 0.9), (1.0, 0.0), (0.1, 0.999)] {
+                let logits: Vec<f32> = values(len, 3).iter().map(|x| 10.0 * x).collect();
+                let kept = reference(&logits, temperature, top_p);
+                each_isa(|isa| {
+                    let mut drawn = vec![false; len];
+                    for i in 0..4000 {
+                        let id = sample(&logits, Sampling { temperature, top_p }, i as f32 / 4000.0);
+                        assert!(kept[id as usize], "{isa}: {id} of {len} is not in the top {top_p}");
+                        drawn[id as usize] = true;
+                    }
+                    if len < 20 && temperature >= 0.7 && top_p < 0.95 {
+                        assert_eq!(drawn, kept, "{isa}: all that are kept are drawn");
+                    }
+                });
+            }
+        }
+    }
+
+    #[test]
+    fn frequencies_follow_probabilities() {
+        let logits = [1.0_f32.ln(), 2.0_f32.ln(), f32::NEG_INFINITY, 7.0_f32.ln()];
+        let mut counts = [0; 4];
+        for i in 0..1000 {
+            let sampling = Sampling { temperature: 1.0, top_p: 1.0 };
+            counts[sample(&logits, sampling, (i as f32 + 0.5) / 1000.0) as usize] += 1;
+        }
+        assert_eq!(counts, [100, 200, 0, 700]);
+    }
+
+    #[test]
+    fn ties_and_extremes() {
+        let check = |logits: &[f32], temperature: f32, top_p: f32, uniform: f32, expected: u32| {
+            assert_eq!(sample(logits, Sampling { temperature, top_p }, uniform), expected);
+        };
+        check(&[3.0, 3.0, 3.0], 0.0, 1.0, 0.9, 0);
+        check(&[3.0, 3.0, 3.0], 1.0, 0.5, 0.99, 1);
+        check(&[3.0, 3.0, 3.0], 1.0, 0.1, 0.99, 0);
+        check(&[0.0, 1.0], 1.0, 1.0, 1.0, 1);
+        check(&[f32::NEG_INFINITY, 0.0], 1.0, 1.0, 0.0, 1);
+    }
+}
