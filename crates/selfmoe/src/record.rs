@@ -49,3 +49,62 @@ pub enum Answer {
         tests: Vec<String>,
     },
 }
+
+/// A row that the base model wrote and the filters accepted: what experts are trained on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SyntheticRow {
+    /// `DOMAIN-RECORD-ITEM`: the brainstorm record and the place of the instruction in it.
+    pub id: String,
+    /// The domain's name.
+    pub domain: String,
+    /// What is asked.
+    pub instruction: String,
+    /// What it is asked about; often empty.
+    pub input: String,
+    /// The model's own response.
+    pub output: String,
+    /// How the row came about.
+    pub origin: Origin,
+    /// What the checks measured.
+    pub checks: Checks,
+}
+
+/// How a synthetic row came about; enough to make it again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Origin {
+    /// Seeds shown while brainstorming, in order.
+    pub seeds: Vec<String>,
+    /// Seeds shown as demonstrations while responding, in order.
+    pub demonstrations: Vec<String>,
+    /// How the instruction was sampled; the response is greedy.
+    pub sampling: SamplingRecord,
+    /// SHA-256 over the templates and the domain's texts.
+    pub prompt: String,
+    /// SHA-256 of the model.
+    pub model: String,
+}
+
+/// The settings of a sampled completion.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct SamplingRecord {
+    /// The run's seed.
+    pub seed: u64,
+    /// The brainstorm record.
+    pub record: u64,
+    /// Divisor of the logits.
+    pub temperature: f32,
+    /// Nucleus probability.
+    pub top_p: f32,
+}
+
+/// What the checks of an accepted row measured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Checks {
+    /// Highest ROUGE-L to a seed.
+    pub seed_similarity: f64,
+    /// Highest ROUGE-L to a row accepted before.
+    pub row_similarity: f64,
+    /// The final answer that was found in the response, where the domain has such answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<String>,
+}
