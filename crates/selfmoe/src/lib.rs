@@ -1,15 +1,25 @@
 //! Self-specialisation: domains, the base model's own training data, expert and router training, merging.
 //!
-//! Start reading at [`record`]: the rows that everything else makes, filters, trains on or checks.
+//! Start reading at [`record`]: the rows that everything else makes, filters, trains on or checks. Data is made in
+//! four steps: [`brainstorm`] (the model writes tasks) → [`select`](mod@select) (which are kept) → [`respond`] (the model answers)
+//! → [`select::assemble`] (which rows are kept). The first and the third run in shards; the others are pure.
 
 pub mod plan;
 pub mod answer;
+pub mod brainstorm;
 pub mod domain;
 pub mod error;
+pub mod filter;
 pub mod jsonl;
+pub mod parse;
+mod prompt;
 pub mod random;
+pub mod recipe;
 pub mod record;
+pub mod respond;
 pub mod rouge;
+pub mod select;
+pub mod shard;
 pub mod template;
 
 pub use error::{Error, Result};

@@ -137,6 +137,11 @@ impl Index {
         best
     }
 
+    /// ROUGE-L to the inserted text number `row`, 0 if there is none.
+    pub fn similarity(&self, query: &Query, row: usize) -> f64 {
+        self.rows.get(row).map_or(0.0, |ids| query.compare(ids))
+    }
+
     /// For each inserted text an upper bound of its ROUGE-L: the LCS is at most the number of shared words.
     fn bounds(&self, query: &Query) -> Vec<f64> {
         let mut shared = vec![0u32; self.rows.len()];

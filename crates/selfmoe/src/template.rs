@@ -125,6 +125,9 @@ pub struct BrainstormTemplate {
     pub instruction_label: String,
     /// On a line of its own before the input.
     pub input_label: String,
+    /// The model's list ends before any of these: it starts to answer its own tasks.
+    #[serde(default)]
+    pub stop: Vec<String>,
 }
 
 impl BrainstormTemplate {
@@ -160,6 +163,7 @@ impl BrainstormTemplate {
                 return Err(Error::invalid(path, what));
             }
         }
+        require_stops(path, &template.stop)?;
         Ok(template)
     }
 

@@ -27,7 +27,7 @@ macro_rules! embedded {
     };
 }
 
-const BUILT_IN: &[Embedded] = embedded![];
+const BUILT_IN: &[Embedded] = embedded!["knowledge", "reasoning", "math", "coding"];
 
 /// The names of the built-in domains, in the order in which they are shown.
 pub fn built_in_names() -> impl Iterator<Item = &'static str> {

@@ -75,10 +75,14 @@ pub struct Limits {
     pub max_instruction_tokens: usize,
     /// The response, in tokens of the model; generation ends there.
     pub max_response_tokens: usize,
-    /// Instruction and input together, in words.
+    /// Instruction and input together, in words (runs of letters and digits).
     pub min_instruction_words: usize,
-    /// The response, in words; a code response counts its identifiers, keywords and numbers.
+    /// Likewise.
+    pub max_instruction_words: usize,
+    /// The response, in words.
     pub min_response_words: usize,
+    /// Likewise.
+    pub max_response_words: usize,
     /// New instructions that one brainstorm record may give.
     pub instructions_per_record: usize,
     /// The most ROUGE-L to a seed or an accepted row.
@@ -93,7 +97,9 @@ impl Default for Limits {
             max_instruction_tokens: 256,
             max_response_tokens: 256,
             min_instruction_words: 4,
+            max_instruction_words: 400,
             min_response_words: 1,
+            max_response_words: 400,
             instructions_per_record: 2,
             max_similarity: 0.7,
             max_repetition: 0.3,
@@ -115,8 +121,10 @@ pub struct Filters {
     pub option_in_response: Option<bool>,
     /// A response defines a function, the one that the task names if it names one, in balanced Python.
     pub function_in_response: Option<bool>,
-    /// A task must have an input, because every seed has one.
+    /// A task must have an input. Absent: on if every seed has one.
     pub input_in_task: Option<bool>,
+    /// A response states its answer after the words "answer is". Absent: on if every seed's output does.
+    pub stated_answer: Option<bool>,
 }
 
 impl Manifest {
@@ -169,8 +177,10 @@ impl Manifest {
         for (key, value, range) in [
             ("max_instruction_tokens", l.max_instruction_tokens, 8..=8192),
             ("max_response_tokens", l.max_response_tokens, 4..=32768),
-            ("min_instruction_words", l.min_instruction_words, 1..=l.max_instruction_tokens),
-            ("min_response_words", l.min_response_words, 1..=l.max_response_tokens),
+            ("max_instruction_words", l.max_instruction_words, 1..=8192),
+            ("max_response_words", l.max_response_words, 1..=32768),
+            ("min_instruction_words", l.min_instruction_words, 1..=l.max_instruction_words),
+            ("min_response_words", l.min_response_words, 1..=l.max_response_words),
             ("instructions_per_record", l.instructions_per_record, 1..=20),
         ] {
             if !range.contains(&value) {

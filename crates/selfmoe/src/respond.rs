@@ -1,0 +1,111 @@
+//! The base model answers its own tasks: it sees random seeds with their outputs as demonstrations and continues
+//! greedily.
+
+use std::{ops::ControlFlow, path::Path};
+
+use mixse_model::language::{Completion, LanguageModel, Request, Sampling};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    domain::Domain,
+    error::Result,
+    prompt::PromptBuilder,
+    random::Stream,
+    recipe::Recipe,
+    select::Task,
+    shard::{self, End, Progress, ShardRow, ShardState},
+};
+
+/// A task's response as the model wrote it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Responded {
+    /// The task's id.
+    pub id: String,
+    /// The ids of the demonstrations, in order.
+    pub demonstrations: Vec<String>,
+    /// What the model wrote.
+    pub text: String,
+    /// Why it ended.
+    pub end: End,
+}
+
+impl ShardRow for Responded {
+    fn key(&self) -> String {
+        self.id.clone()
+    }
+}
+
+/// Answers `tasks` and writes the responses to `path`.
+///
+/// # Errors
+/// A prompt does not fit the model's context, the model fails, or the file cannot be written or is another shard's.
+pub fn run_shard(
+    model: &dyn LanguageModel,
+    domain: &Domain,
+    recipe: &Recipe,
+    tasks: &[Task],
+    path: &Path,
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Result<ShardState> {
+    let prompter = Prompter::new(model, domain, recipe)?;
+    let asked = tasks
+        .iter()
+        .map(|task| {
+            let (demonstrations, request) = prompter.request(task)?;
+            Ok((task.id.clone(), (task.id.clone(), demonstrations), request))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let row = |(id, demonstrations): &(String, Vec<String>), completion: &Completion| Responded {
+        id: id.clone(),
+        demonstrations: demonstrations.clone(),
+        text: completion.text.clone(),
+        end: End::from(&completion.finish),
+    };
+    shard::run(model, path, asked, row, progress)
+}
+
+struct Prompter<'a> {
+    domain: &'a Domain,
+    recipe: &'a Recipe,
+    prompts: PromptBuilder<'a>,
+}
+
+impl<'a> Prompter<'a> {
+    fn new(model: &'a dyn LanguageModel, domain: &'a Domain, recipe: &'a Recipe) -> Result<Self> {
+        let front = recipe.respond.front(&domain.manifest.role);
+        Ok(Self { domain, recipe, prompts: PromptBuilder::new(model, &front)? })
+    }
+
+    /// The request of a task and the ids of its demonstrations.
+    fn request(&self, task: &Task) -> Result<(Vec<String>, Request)> {
+        let settings = &self.recipe.settings;
+        let max_new_tokens = self.domain.manifest.limits.max_response_tokens;
+        let mut drawn = Stream::new(settings.seed, &format!("respond/{}", task.id), 0);
+        let shown = drawn.choose(self.domain.seeds.len(), settings.demonstrations);
+        let fitted = self.prompts.fit(shown, 0, max_new_tokens, |shown| self.rest(shown, task))?;
+        let Some((shown, prompt)) = fitted else {
+            let key = format!("domain {}: max_response_tokens", self.domain.name());
+            return Err(self.prompts.too_long(key, &format!("the role, task {}", task.id), max_new_tokens));
+        };
+        let demonstrations = shown.iter().map(|&i| self.domain.seeds[i].id.clone()).collect();
+        let request = Request {
+            prefix: self.prompts.prefix(),
+            prompt,
+            max_new_tokens,
+            sampling: Sampling::Greedy,
+            stop: self.recipe.respond.stop.clone(),
+        };
+        Ok((demonstrations, request))
+    }
+
+    /// The prompt after the shared front: demonstrations and the task.
+    fn rest(&self, shown: &[usize], task: &Task) -> String {
+        let template = &self.recipe.respond;
+        let mut text = String::new();
+        for &seed in shown {
+            let seed = &self.domain.seeds[seed];
+            text.push_str(&template.demonstration(&seed.instruction, &seed.input, &seed.output));
+        }
+        text + &template.task(&task.instruction, &task.input)
+    }
+}
