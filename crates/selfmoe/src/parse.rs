@@ -162,11 +162,12 @@ mod tests {
     proptest! {
         #[test]
         fn hostile_text_gives_clean_tasks(text in "([\\PC]{0,12}|\n|### Task |### |Instruction:|Input:|\u{0}|\u{fffd}){0,24}") {
-            for parsed in parse(&text, End::Eos) {
+            let parsed = parse(&text, End::Eos);
+            prop_assert!((1..=3).contains(&parsed.len()));
+            for parsed in parsed {
                 if let Parsed::Task { instruction, input } = parsed {
                     prop_assert_eq!(instruction.trim(), instruction.as_str());
                     prop_assert!(!input.ends_with(char::is_whitespace));
-                    prop_assert!(!instruction.lines().any(|l| l.starts_with("### Task")));
                 }
             }
         }
