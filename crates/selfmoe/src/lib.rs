@@ -1,10 +1,11 @@
 //! Self-specialisation: domains, the base model's own training data, expert and router training, merging.
 //!
 //! Start reading at [`record`]: the rows that everything else makes, filters, trains on or checks. Data is made in
-//! four steps: [`brainstorm`] (the model writes tasks) → [`select`](mod@select) (which are kept) → [`respond`] (the model answers)
-//! → [`select::assemble`] (which rows are kept). The first and the third run in shards; the others are pure.
+//! four steps: [`brainstorm`] (the model writes tasks), [`select::select`] (which of them are kept), [`respond`] (the
+//! model answers them) and [`select::assemble`] (which rows are kept). The first and the third run in shards; the
+//! others are pure functions of the shards' rows. [`quality`] describes the result, [`merge`] joins trained experts
+//! without a router.
 
-pub mod plan;
 pub mod answer;
 pub mod brainstorm;
 pub mod domain;
@@ -13,6 +14,7 @@ pub mod filter;
 pub mod jsonl;
 pub mod merge;
 pub mod parse;
+pub mod plan;
 mod prompt;
 pub mod quality;
 pub mod random;

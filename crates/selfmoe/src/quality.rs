@@ -145,8 +145,13 @@ pub fn contamination<'a>(
         .filter_map(|row| {
             let text = format!("{}\n{}\n{}", row.instruction, row.input, row.output);
             let words: Vec<String> = rouge::words(&text).collect();
-            let found = lengths.iter().flat_map(|&n| words.windows(n)).find_map(|w| Some((w, sequences.get(w)?)));
-            found.map(|(w, item)| Overlap { row: row.id.clone(), item: (*item).to_owned(), words: w.join(" ") })
+            let found =
+                lengths.iter().flat_map(|&n| words.windows(n)).find_map(|w| Some((w, sequences.get(w)?)));
+            found.map(|(w, item)| Overlap {
+                row: row.id.clone(),
+                item: (*item).to_owned(),
+                words: w.join(" "),
+            })
         })
         .collect()
 }
@@ -177,7 +182,10 @@ mod tests {
     #[test]
     fn distributions() {
         let d = Distribution::of([4.0, 1.0, 2.0, 3.0, 10.0]);
-        assert_eq!((d.min, d.lower_quartile, d.median, d.upper_quartile, d.max, d.mean), (1.0, 2.0, 3.0, 4.0, 10.0, 4.0));
+        assert_eq!(
+            (d.min, d.lower_quartile, d.median, d.upper_quartile, d.max, d.mean),
+            (1.0, 2.0, 3.0, 4.0, 10.0, 4.0)
+        );
         assert_eq!(Distribution::of([]), Distribution::default());
         assert_eq!(Distribution::of([7.0]).median, 7.0);
     }

@@ -14,7 +14,11 @@ const MAX_TOKENIZER: u64 = 1 << 28;
 const MAX_CONFIG: u64 = 1 << 26;
 
 impl Tokenizer {
-    pub(crate) fn from_directory(directory: &Path) -> Result<Self> {
+    /// Reads the tokenizer of a Hugging Face directory.
+    ///
+    /// # Errors
+    /// One of its files cannot be read or is malformed.
+    pub fn from_directory(directory: &Path) -> Result<Self> {
         let settings = Settings::read(directory)?;
         let path = directory.join("tokenizer.json");
         let mut tokenizer = if path.exists() {

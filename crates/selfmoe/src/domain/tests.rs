@@ -211,3 +211,21 @@ fn shared_benchmark_files_are_read() {
         }
     }
 }
+
+#[test]
+fn built_in_domains_are_valid_and_can_be_copied() {
+    let names: Vec<&str> = built_in_names().collect();
+    assert_eq!(names, ["knowledge", "reasoning", "math", "coding"]);
+    for name in names {
+        let domain = find(name).unwrap();
+        assert_eq!((domain.name(), domain.seeds.len(), domain.check.len()), (name, 100, 100));
+        let folder = tempfile::tempdir().unwrap();
+        let copy = folder.path().join("mine");
+        write_built_in(name, &copy).unwrap();
+        assert_eq!(Domain::open(&copy).unwrap(), domain);
+        let message = write_built_in(name, &copy).unwrap_err().to_string();
+        assert!(message.contains("already exists"), "{message}");
+    }
+    assert!(built_in("poetry").is_none());
+    assert!(write_built_in("poetry", Path::new("/nowhere")).unwrap_err().to_string().contains("poetry"));
+}
