@@ -6,6 +6,7 @@
 pub mod answers;
 pub mod checks;
 pub mod error;
+pub mod report;
 pub mod rows;
 pub mod sandbox;
 pub mod stats;
