@@ -132,7 +132,7 @@ fn strftime(format: &str, seconds: u64) -> String {
 
 /// Year, month (1 to 12) and day of a number of days since 1970.
 fn civil(mut days: u64) -> (u64, usize, u64) {
-    let leap = |year: u64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
     let mut year = 1970;
     while days >= 365 + u64::from(leap(year)) {
         days -= 365 + u64::from(leap(year));
@@ -187,5 +187,22 @@ impl serde_json::ser::Formatter for PythonSeparators {
 
     fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, out: &mut W) -> std::io::Result<()> {
         out.write_all(b": ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_are_written_as_strftime_writes_them() {
+        for (format, seconds, expected) in [
+            ("%Y-%m-%d", 0, "1970-01-01"),
+            ("%d %b %Y", 1_709_164_800, "29 Feb 2024"),
+            ("%A, %d %B %Y %H:%M:%S", 4_107_542_399, "Sunday, 28 February 2100 23:59:59"),
+            ("%a 100%% %q %", 86_400, "Fri 100% %q %"),
+        ] {
+            assert_eq!(strftime(format, seconds), expected);
+        }
     }
 }

@@ -224,13 +224,13 @@ impl ModelConfig {
                 return fail(format!("the {name} is {size}, which cannot be right"));
             }
         }
-        if self.num_heads % self.num_kv_heads != 0 {
+        if !self.num_heads.is_multiple_of(self.num_kv_heads) {
             return fail(format!(
                 "{} query heads cannot share {} key and value heads evenly",
                 self.num_heads, self.num_kv_heads
             ));
         }
-        if self.head_dim % 2 != 0 {
+        if !self.head_dim.is_multiple_of(2) {
             return fail(format!(
                 "the head width is {}; the rotary embedding needs an even one",
                 self.head_dim

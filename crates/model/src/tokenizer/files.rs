@@ -22,9 +22,8 @@ impl Tokenizer {
         let settings = Settings::read(directory)?;
         let path = directory.join("tokenizer.json");
         let mut tokenizer = if path.exists() {
-            let text = read_text(&path, MAX_TOKENIZER)?;
-            let parsed: std::result::Result<tokenizers::Tokenizer, _> = text.parse();
-            let mut vocabulary = parsed.map_err(|e| Error::invalid(&path, e.to_string()))?;
+            let mut vocabulary =
+                parse(&read_text(&path, MAX_TOKENIZER)?).map_err(|what| Error::invalid(&path, what))?;
             // Some files were saved with the cutting and padding of a training run.
             vocabulary.with_padding(None);
             vocabulary.with_truncation(None).map_err(|e| Error::invalid(&path, e.to_string()))?;
@@ -61,6 +60,16 @@ impl Tokenizer {
                 (with.len() > without.len() && with.get(1..=without.len()) == Some(&without)).then_some(first)
             }
         }
+    }
+}
+
+/// A `tokenizer.json`. The tokenizers crate panics at some wrong content (text that is not JSON inside a decoder, a
+/// damaged character map), so the syntax is looked at first and the rest is caught.
+fn parse(text: &str) -> std::result::Result<tokenizers::Tokenizer, String> {
+    serde_json::from_str::<serde::de::IgnoredAny>(text).map_err(|e| e.to_string())?;
+    match std::panic::catch_unwind(|| text.parse::<tokenizers::Tokenizer>()) {
+        Ok(parsed) => parsed.map_err(|e| e.to_string()),
+        Err(_) => Err("is not a tokenizer that can be read: a part of it is damaged".to_owned()),
     }
 }
 

@@ -25,6 +25,8 @@ const MAX_DIMS: u32 = 4;
 const MAX_NAME: u64 = 1 << 16;
 /// The longest known string is a chat template of some tens of kilobytes.
 const MAX_STRING: u64 = 1 << 26;
+/// The longest known list is the merges of a vocabulary of 262 144 tokens: about half a million.
+const MAX_LIST: u64 = 1 << 24;
 /// Where the tensor data starts is rounded up to this, unless `general.alignment` says otherwise.
 const DEFAULT_ALIGNMENT: u64 = 32;
 
@@ -288,7 +290,7 @@ impl Header<'_> {
             STRING => Ok(Value::Str(self.string(key, MAX_STRING)?)),
             ARRAY => {
                 let item = self.u32(key)?;
-                let len = self.count(&format!("the length of {key}"), u64::MAX)?;
+                let len = self.count(&format!("the length of {key}"), MAX_LIST)?;
                 if item == STRING {
                     let items = (0..len).map(|_| self.string(key, MAX_STRING));
                     return Ok(Value::Strings(items.collect::<Result<_>>()?));

@@ -46,38 +46,47 @@ pub(super) fn gguf_name(config: &ModelConfig, name: &str) -> Option<String> {
     Some(format!("blk.{block}.{module}.{parameter}"))
 }
 
+/// A tensor's bytes with its rows in Hugging Face's order.
+struct Rows {
+    dtype: GgmlDType,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+impl Rows {
+    /// A row is a whole number of blocks in every type, so that rows can change places as they are.
+    fn read(gguf: &Gguf, config: &ModelConfig, name: &str) -> Result<Option<Self>> {
+        let Some(info) = gguf_name(config, name).and_then(|name| gguf.tensor(&name)) else { return Ok(None) };
+        let mut bytes = gguf.read(info)?;
+        if let Some(heads) = permuted_heads(config, name) {
+            bytes = unpermute_rows(&bytes, info.shape.first().copied().unwrap_or(1), heads);
+        }
+        Ok(Some(Self { dtype: info.dtype, shape: info.shape.clone(), bytes }))
+    }
+
+    fn blocks(self) -> Result<QTensor> {
+        Ok(QTensor::new(QStorage::from_data(self.bytes.into(), &Device::Cpu, self.dtype)?, self.shape)?)
+    }
+}
+
 /// The tensor in Hugging Face's convention, f32.
 pub(super) fn tensor(gguf: &Gguf, config: &ModelConfig, name: &str) -> Result<Option<Tensor>> {
-    let Some((dtype, shape, bytes)) = rows(gguf, config, name)? else { return Ok(None) };
-    let tensor = match dtype {
-        GgmlDType::F32 => values::from_f32(&bytes, &shape)?,
-        GgmlDType::F16 => values::from_f16(&bytes, &shape)?,
-        GgmlDType::BF16 => values::from_bf16(&bytes, &shape)?,
-        _ => blocks(dtype, &shape, bytes)?.dequantize(&Device::Cpu)?,
+    let Some(rows) = Rows::read(gguf, config, name)? else { return Ok(None) };
+    let tensor = match rows.dtype {
+        GgmlDType::F32 => values::from_f32(&rows.bytes, &rows.shape)?,
+        GgmlDType::F16 => values::from_f16(&rows.bytes, &rows.shape)?,
+        GgmlDType::BF16 => values::from_bf16(&rows.bytes, &rows.shape)?,
+        _ => rows.blocks()?.dequantize(&Device::Cpu)?,
     };
     Ok(Some(if norm_has_one_added(config, name) { (tensor - 1.0)? } else { tensor }))
 }
 
 /// The tensor's own blocks in Hugging Face's order of rows, if it is stored in blocks.
 pub(super) fn quantized(gguf: &Gguf, config: &ModelConfig, name: &str) -> Result<Option<QTensor>> {
-    match rows(gguf, config, name)? {
-        None | Some((GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16, _, _)) => Ok(None),
-        Some((dtype, shape, bytes)) => Ok(Some(blocks(dtype, &shape, bytes)?)),
+    match Rows::read(gguf, config, name)? {
+        None | Some(Rows { dtype: GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16, .. }) => Ok(None),
+        Some(rows) => rows.blocks().map(Some),
     }
-}
-
-fn blocks(dtype: GgmlDType, shape: &[usize], bytes: Vec<u8>) -> Result<QTensor> {
-    Ok(QTensor::new(QStorage::from_data(bytes.into(), &Device::Cpu, dtype)?, shape)?)
-}
-
-/// The tensor's bytes with its rows in Hugging Face's order. A row is a whole number of blocks in every type.
-fn rows(gguf: &Gguf, config: &ModelConfig, name: &str) -> Result<Option<(GgmlDType, Vec<usize>, Vec<u8>)>> {
-    let Some(info) = gguf_name(config, name).and_then(|name| gguf.tensor(&name)) else { return Ok(None) };
-    let mut bytes = gguf.read(info)?;
-    if let Some(heads) = permuted_heads(config, name) {
-        bytes = unpermute_rows(&bytes, info.shape.first().copied().unwrap_or(1), heads);
-    }
-    Ok(Some((info.dtype, info.shape.clone(), bytes)))
 }
 
 /// Norm weights of the Gemma family are stored with the 1 added that their norms add anyway.

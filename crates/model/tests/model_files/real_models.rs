@@ -3,8 +3,6 @@
 //! The expected ids, texts and chats are those of transformers 5.23 on the same GGUF files
 //! (`AutoTokenizer.from_pretrained(gguf_file=…)`). A model that is not in the cache is skipped with a line that says so.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helper functions too")]
-
 use std::path::{Path, PathBuf};
 
 use mixse_model::{
@@ -69,13 +67,13 @@ fn check(model: &Path, fixture: &str) {
 #[test]
 fn smollm2_tokenizes_as_transformers_does() {
     if let Some(model) = cached("smollm2-135m-instruct") {
-        check(&model, include_str!("fixtures/tokens_smollm2.json"));
+        check(&model, include_str!("../fixtures/tokens_smollm2.json"));
     }
 }
 
 #[test]
 fn gemma_3_tokenizes_as_transformers_does() {
     if let Some(model) = cached("gemma-3-270m") {
-        check(&model, include_str!("fixtures/tokens_gemma3.json"));
+        check(&model, include_str!("../fixtures/tokens_gemma3.json"));
     }
 }

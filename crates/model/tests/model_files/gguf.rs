@@ -1,0 +1,180 @@
+//! GGUF files: tensors in Hugging Face's convention, the configuration, and what is refused.
+
+use std::path::Path;
+
+use mixse_model::{
+    config::{Architecture, ModelConfig, RopeScaling},
+    weights::Checkpoint,
+};
+
+use crate::support::{
+    gguf::{GgufFile, Meta, Stored},
+    tiny,
+};
+
+pub(crate) fn open(file: &GgufFile) -> mixse_model::Result<Checkpoint> {
+    open_bytes(&file.bytes())
+}
+
+/// The file is read again for every tensor, so it is kept for as long as the test runs.
+pub(crate) fn open_bytes(bytes: &[u8]) -> mixse_model::Result<Checkpoint> {
+    let file = tempfile::Builder::new().suffix(".gguf").tempfile().unwrap();
+    std::fs::write(file.path(), bytes).unwrap();
+    let (_, path) = file.keep().unwrap();
+    let opened = Checkpoint::open(&path);
+    if let Ok(checkpoint) = &opened {
+        for (name, _) in checkpoint.config.tensors() {
+            let _ = checkpoint.tensor(&name);
+        }
+    }
+    std::fs::remove_file(&path).unwrap();
+    opened
+}
+
+/// A file in a directory of its own, which goes when the test ends.
+pub(crate) fn saved(file: &GgufFile) -> (tempfile::TempDir, Checkpoint) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("model.gguf");
+    std::fs::write(&path, file.bytes()).unwrap();
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    (directory, checkpoint)
+}
+
+pub(crate) fn values(checkpoint: &Checkpoint, name: &str) -> (Vec<usize>, Vec<f32>) {
+    let tensor = checkpoint.tensor(name).unwrap();
+    (tensor.dims().to_vec(), tensor.flatten_all().unwrap().to_vec1().unwrap())
+}
+
+fn config(file: &GgufFile) -> ModelConfig {
+    open(file).unwrap().config
+}
+
+#[test]
+fn every_architecture_gives_hugging_faces_tensors() {
+    for architecture in tiny::ARCHITECTURES {
+        let (_directory, checkpoint) = saved(&tiny::gguf(architecture));
+        let expected = tiny::tensors(architecture);
+        let mut asked: Vec<String> = checkpoint.config.tensors().into_iter().map(|(name, _)| name).collect();
+        asked.sort();
+        assert_eq!(asked, expected.keys().cloned().collect::<Vec<_>>(), "{architecture}");
+        for (name, (_, shape, expected)) in expected {
+            assert_eq!(values(&checkpoint, &name), (shape, expected), "{architecture} {name}");
+        }
+        assert!(checkpoint.tensor("model.layers.0.nothing.weight").is_err());
+    }
+}
+
+/// The same model as a directory and as a GGUF file has the same configuration.
+#[test]
+fn a_gguf_file_and_a_directory_configure_the_same() {
+    for architecture in tiny::ARCHITECTURES {
+        let directory = tempfile::tempdir().unwrap();
+        tiny::write_directory(directory.path(), architecture, tiny::Number::F32);
+        let mut from_gguf = config(&tiny::gguf(architecture));
+        let from_directory = Checkpoint::open(directory.path()).unwrap().config;
+        from_gguf.norm_eps = from_directory.norm_eps; // f32 in the one, f64 in the other
+        assert_eq!(from_gguf, from_directory, "{architecture}");
+    }
+}
+
+#[test]
+fn blocks_take_windows_and_rope_from_the_metadata() {
+    let mut gemma3 = tiny::gguf("gemma3");
+    gemma3.set("gemma3.rope.freq_base", Meta::F32(1e6));
+    gemma3.set("gemma3.attention.sliding_window_pattern", Meta::U32(2));
+    gemma3.set("gemma3.rope.scaling.type", Meta::Str("linear".into()));
+    gemma3.set("gemma3.rope.scaling.factor", Meta::F32(8.0));
+    let blocks = config(&gemma3).blocks;
+    assert_eq!(
+        (blocks[0].window, blocks[0].rope.base, blocks[0].rope.scaling),
+        (Some(16), 1e4, RopeScaling::None)
+    );
+    assert_eq!((blocks[1].window, blocks[1].rope.base), (None, 1e6));
+    assert_eq!(blocks[1].rope.scaling, RopeScaling::Linear { factor: 8.0 });
+
+    let windows = |architecture: &str| -> Vec<_> {
+        config(&tiny::gguf(architecture)).blocks.iter().map(|block| block.window).collect()
+    };
+    assert_eq!(windows("gemma2"), [Some(16), None]);
+    assert_eq!(windows("mistral"), [Some(16), Some(16)]);
+    assert_eq!(windows("llama"), [None, None]);
+    assert_eq!(config(&tiny::gguf("mistral")).architecture, Architecture::Mistral);
+}
+
+#[test]
+fn rope_factors_come_from_their_tensor() {
+    let mut file = tiny::gguf("llama");
+    file.tensors.push(Stored::f32("rope_freqs.weight", &[tiny::HEAD / 2], &[1.0, 1.0, 4.0, 8.0]));
+    let read = config(&file);
+    assert_eq!(read.rope_factors, [1.0, 1.0, 4.0, 8.0]);
+    assert!(read.blocks.iter().all(|block| block.rope.scaling == RopeScaling::Factors { len: 4 }));
+}
+
+/// A change to a good file and a part of the message that refuses it.
+fn refused(change: impl FnOnce(&mut GgufFile), expected: &str) {
+    let mut file = tiny::gguf("llama");
+    change(&mut file);
+    let message = open(&file).err().map(|error| error.to_string()).unwrap_or_default();
+    assert!(message.contains(expected), "{message:?} does not say {expected:?}");
+}
+
+#[test]
+fn wrong_files_are_refused_with_the_reason() {
+    refused(
+        |file| file.set("general.architecture", Meta::Str("mamba".into())),
+        "architecture mamba is not supported",
+    );
+    refused(|file| file.unset("llama.block_count"), "has no metadata key llama.block_count");
+    refused(
+        |file| file.set("llama.block_count", Meta::U32(3)),
+        "has no tensor model.layers.2.input_layernorm.weight",
+    );
+    refused(|file| file.set("llama.block_count", Meta::U32(u32::MAX)), "blocks; at most");
+    refused(
+        |file| file.set("llama.attention.head_count_kv", Meta::U32(3)),
+        "cannot share 3 key and value heads",
+    );
+    refused(|file| file.set("llama.attention.head_count", Meta::U32(0)), "number of heads is 0");
+    refused(|file| file.set("llama.embedding_length", Meta::Str("x".into())), "should be a whole number");
+    refused(|file| file.set("llama.feed_forward_length", Meta::U32(128)), "the configuration asks for");
+    refused(
+        |file| file.set("llama.rope.dimension_count", Meta::U32(4)),
+        "rotary embedding on part of the head",
+    );
+    refused(|file| file.set("llama.rope.scaling.type", Meta::Str("yarn".into())), "rope scaling yarn");
+    refused(|file| file.set("llama.expert_count", Meta::U32(8)), "mixture-of-experts");
+    refused(|file| file.set("tokenizer.ggml.pre", Meta::Str("mystery".into())), "pre-tokenizer mystery");
+    refused(|file| file.set("tokenizer.ggml.model", Meta::Str("bert".into())), "tokenizer model bert");
+    refused(|file| file.set("tokenizer.ggml.eos_token_id", Meta::U32(9999)), "eos_token_id is 9999");
+    refused(|file| file.set("general.alignment", Meta::U32(0)), "power of two");
+    refused(|file| file.tensor("blk.0.attn_q.weight").kind = 20, "type IQ4_NL (20), which is not supported");
+    refused(|file| file.tensor("blk.0.attn_q.weight").kind = 12, "not a multiple of 256");
+    refused(|file| file.tensor("blk.0.attn_q.weight").shape[0] = 1 << 61, "is too large");
+    refused(|file| file.tensor("token_embd.weight").shape[0] = 1 << 40, "lies outside the file");
+    refused(|file| file.tensors.push(file.tensors[0].clone()), "appears twice");
+    refused(
+        |file| file.tensors.retain(|tensor| tensor.name != "output_norm.weight"),
+        "has no tensor model.norm.weight",
+    );
+}
+
+#[test]
+fn other_files_are_refused() {
+    let message = |bytes: &[u8]| open_bytes(bytes).unwrap_err().to_string();
+    assert!(message(b"").contains("ends inside the magic number"));
+    assert!(message(b"PK\x03\x04whatever").contains("not a GGUF file"));
+    assert!(message(b"GGUF\x00\x00\x00\x03").contains("GGUF version 50331648"));
+    assert!(message(b"GGUF\x01\x00\x00\x00").contains("GGUF version 1"));
+    assert!(Checkpoint::open(Path::new("/nonexistent/model.gguf")).is_err());
+}
+
+#[test]
+fn the_hash_is_the_files_own() {
+    let file = tiny::gguf("llama");
+    let (_directory, checkpoint) = saved(&file);
+    let (_other_directory, same) = saved(&file);
+    let (_changed_directory, other) = saved(&tiny::gguf("qwen3"));
+    assert_eq!(checkpoint.hash().unwrap(), same.hash().unwrap());
+    assert_ne!(checkpoint.hash().unwrap(), other.hash().unwrap());
+    assert_eq!(checkpoint.hash().unwrap().len(), 64);
+}
