@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde_json::Value;
-use tokenizers::DecoderWrapper;
+use tokenizers::{DecoderWrapper, PostProcessorWrapper};
 
 use super::{Spelling, Tokenizer};
 use crate::{Error, Result, chat::ChatTemplate, weights::read_text};
@@ -22,13 +22,16 @@ impl Tokenizer {
         let settings = Settings::read(directory)?;
         let path = directory.join("tokenizer.json");
         let mut tokenizer = if path.exists() {
-            let mut vocabulary =
+            let (vocabulary, start) =
                 parse(&read_text(&path, MAX_TOKENIZER)?).map_err(|what| Error::invalid(&path, what))?;
-            // Some files were saved with the cutting and padding of a training run.
-            vocabulary.with_padding(None);
-            vocabulary.with_truncation(None).map_err(|e| Error::invalid(&path, e.to_string()))?;
             let spelling = vocabulary.get_decoder().map_or(Spelling::Plain, spelling);
-            Self::new(vocabulary, spelling)
+            let mut tokenizer = Self::new(vocabulary, spelling);
+            tokenizer.bos = match settings.add_bos {
+                Some(true) => settings.bos_token.as_deref().and_then(|token| tokenizer.token_id(token)),
+                Some(false) => None,
+                None => start,
+            };
+            tokenizer
         } else {
             Self {
                 vocabulary: None,
@@ -39,38 +42,42 @@ impl Tokenizer {
                 template: None,
             }
         };
-        tokenizer.bos = tokenizer.default_bos(&settings);
         tokenizer.eos = settings.eos_ids.clone();
         let eos = settings.eos_token.as_deref().and_then(|token| tokenizer.token_id(token));
         tokenizer.eos.extend(eos.filter(|id| !settings.eos_ids.contains(id)));
         tokenizer.template = settings.template(directory)?;
         Ok(tokenizer)
     }
-
-    /// What the tokenizer puts in front of a text: as `add_bos_token` says, else as its own post-processor does.
-    fn default_bos(&self, settings: &Settings) -> Option<u32> {
-        match settings.add_bos {
-            Some(true) => self.token_id(settings.bos_token.as_deref()?),
-            Some(false) => None,
-            None => {
-                let vocabulary = self.vocabulary.as_ref()?;
-                let ids = |special| vocabulary.encode_fast("a", special).ok().map(|e| e.get_ids().to_vec());
-                let (with, without) = (ids(true)?, ids(false)?);
-                let &first = with.first()?;
-                (with.len() > without.len() && with.get(1..=without.len()) == Some(&without)).then_some(first)
-            }
-        }
-    }
 }
 
-/// A `tokenizer.json`. The tokenizers crate panics at some wrong content (text that is not JSON inside a decoder, a
-/// damaged character map), so the syntax is looked at first and the rest is caught.
-fn parse(text: &str) -> std::result::Result<tokenizers::Tokenizer, String> {
+/// A `tokenizer.json` and the token that it puts in front of a text. The tokenizers crate panics at some wrong content
+/// (text that is not JSON inside a decoder, a damaged character map, a template of unknown tokens), so the syntax is
+/// looked at first and the rest is caught.
+fn parse(text: &str) -> std::result::Result<(tokenizers::Tokenizer, Option<u32>), String> {
     serde_json::from_str::<serde::de::IgnoredAny>(text).map_err(|e| e.to_string())?;
-    match std::panic::catch_unwind(|| text.parse::<tokenizers::Tokenizer>()) {
+    match std::panic::catch_unwind(|| prepare(text.parse()?)) {
         Ok(parsed) => parsed.map_err(|e| e.to_string()),
         Err(_) => Err("is not a tokenizer that can be read: a part of it is damaged".to_owned()),
     }
+}
+
+/// Takes off what does not belong to the vocabulary: the cutting and padding of a training run, with which some files
+/// were saved, and the post-processor once it has shown what it puts in front.
+fn prepare(
+    mut vocabulary: tokenizers::Tokenizer,
+) -> tokenizers::Result<(tokenizers::Tokenizer, Option<u32>)> {
+    vocabulary.with_padding(None);
+    vocabulary.with_truncation(None)?;
+    let with = vocabulary.encode_fast("a", true)?;
+    let without = vocabulary.encode_fast("a", false)?;
+    let start = match with.get_ids() {
+        [first, rest @ ..] if rest.starts_with(without.get_ids()) && with.len() > without.len() => {
+            Some(*first)
+        }
+        _ => None,
+    };
+    vocabulary.with_post_processor(None::<PostProcessorWrapper>);
+    Ok((vocabulary, start))
 }
 
 /// How the tokens are spelled, seen from how they are decoded.
