@@ -1,4 +1,5 @@
 //! Data generation with a scripted model: the result must not depend on how the work was cut, ordered or interrupted.
+#![allow(clippy::unwrap_used, reason = "clippy does not take the helpers of a test file for tests")]
 
 use std::{
     collections::{BTreeMap, BTreeSet},
