@@ -25,5 +25,6 @@ pub mod rouge;
 pub mod select;
 pub mod shard;
 pub mod template;
+pub mod verify;
 
 pub use error::{Error, Result};

@@ -125,6 +125,9 @@ pub struct Filters {
     pub input_in_task: Option<bool>,
     /// A response states its answer after the words "answer is". Absent: on if every seed's output does.
     pub stated_answer: Option<bool>,
+    /// A response writes no equation between numbers that is false, such as `3 * 4 = 13`. Absent: off, as the paper
+    /// checks nothing of this kind.
+    pub true_equations: Option<bool>,
 }
 
 impl Manifest {

@@ -58,6 +58,8 @@ pub enum Reason {
     WrongFunction,
     /// The code cannot be Python.
     InvalidCode,
+    /// The response writes an equation between numbers that is false.
+    FalseEquation,
 }
 
 impl fmt::Display for Reason {
@@ -93,6 +95,7 @@ struct Rules {
     option_in_response: bool,
     function_in_response: bool,
     stated_answer: bool,
+    true_equations: bool,
 }
 
 /// How responses of most domains end; what follows is the answer.
@@ -112,6 +115,7 @@ impl Rules {
                 .option_in_response
                 .unwrap_or(matches!(kind, AnswerKind::Choice | AnswerKind::Mixed)),
             function_in_response: filters.function_in_response.unwrap_or(kind == AnswerKind::Code),
+            true_equations: filters.true_equations.unwrap_or(false),
             stated_answer: filters.stated_answer.unwrap_or(all_seeds(|s| stated_answer(&s.output).is_some())),
         }
     }

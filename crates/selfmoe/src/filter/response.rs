@@ -8,6 +8,7 @@ use crate::{
     domain::{Domain, Limits},
     rouge,
     shard::End,
+    verify,
 };
 
 /// A response that was kept.
@@ -62,6 +63,11 @@ impl ResponseFilter {
         let words = self.limits.min_response_words..=self.limits.max_response_words;
         check_common(output, words, self.limits.max_repetition)?;
         self.check_copied(output, demonstrations)?;
+        if self.rules.true_equations
+            && let Some(equation) = verify::false_equation(output)
+        {
+            return Err(Rejection::new(Reason::FalseEquation, equation));
+        }
         if self.rules.function_in_response {
             check_function(instruction, input, output)?;
             return Ok(AcceptedResponse { output: output.to_owned(), answer: None });

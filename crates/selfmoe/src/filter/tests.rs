@@ -45,6 +45,7 @@ fn reasons_have_stable_names() {
         (Reason::NoFunction, "no_function"),
         (Reason::WrongFunction, "wrong_function"),
         (Reason::InvalidCode, "invalid_code"),
+        (Reason::FalseEquation, "false_equation"),
     ] {
         assert_eq!(reason.to_string(), name);
         assert_eq!(serde_json::to_string(&reason).unwrap(), format!("\"{name}\""));
@@ -164,5 +165,11 @@ fn switches_override_the_kind() {
     math.manifest.filters.options_in_task = Some(true);
     let got = TaskFilter::new(&math).accept("t", "How do dogs bark", "", 9, &[]);
     assert_eq!(got.unwrap_err().reason, Reason::NoOptions);
+    let mut strict = domain("number", &["a | | 3"]);
+    let wrong =
+        |domain: &Domain| ResponseFilter::new(domain).accept("Do it", "", &[], "2 + 2 = 5", End::Eos).err();
+    assert_eq!(wrong(&strict), None);
+    strict.manifest.filters.true_equations = Some(true);
+    assert_eq!(wrong(&strict), Some(Rejection::new(Reason::FalseEquation, "2 + 2 = 5")));
     assert_eq!(Limits::default().max_similarity, 0.7);
 }
