@@ -25,6 +25,7 @@ pub mod rouge;
 pub mod select;
 pub mod shard;
 pub mod template;
+pub mod train;
 pub mod verify;
 
 pub use error::{Error, Result};

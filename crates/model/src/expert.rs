@@ -1,0 +1,210 @@
+//! An expert: a LoRA adapter on the linear modules of a frozen base (Hu et al. 2021), `ΔW = s · B A`, `s = alpha / r`.
+//!
+//! [`Expert`] is what an adapter file holds, module by module, in plain matrices. Adapters are read and written as PEFT
+//! directories (see [`crate::peft`]); for a forward pass, experts are laid side by side in an
+//! [`ExpertSet`](crate::expert_set::ExpertSet).
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result, config::ModelConfig};
+
+/// The seven linear modules of a block, in the order in which a forward pass meets them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Module {
+    /// Query projection.
+    #[serde(rename = "q_proj")]
+    Q,
+    /// Key projection.
+    #[serde(rename = "k_proj")]
+    K,
+    /// Value projection.
+    #[serde(rename = "v_proj")]
+    V,
+    /// Attention output projection.
+    #[serde(rename = "o_proj")]
+    O,
+    /// The MLP's gate projection, the one that the activation is applied to.
+    #[serde(rename = "gate_proj")]
+    Gate,
+    /// The MLP's up projection.
+    #[serde(rename = "up_proj")]
+    Up,
+    /// The MLP's down projection.
+    #[serde(rename = "down_proj")]
+    Down,
+}
+
+impl Module {
+    /// All seven.
+    pub const ALL: [Module; 7] =
+        [Module::Q, Module::K, Module::V, Module::O, Module::Gate, Module::Up, Module::Down];
+
+    /// Position in [`Module::ALL`].
+    pub fn index(self) -> usize {
+        self as usize
+    }
+
+    /// Hugging Face's name of the module, without its parent.
+    pub fn name(self) -> &'static str {
+        match self {
+            Module::Q => "q_proj",
+            Module::K => "k_proj",
+            Module::V => "v_proj",
+            Module::O => "o_proj",
+            Module::Gate => "gate_proj",
+            Module::Up => "up_proj",
+            Module::Down => "down_proj",
+        }
+    }
+
+    /// Hugging Face's name with the parent inside the block: `self_attn.q_proj`, `mlp.up_proj`, ….
+    pub fn path(self) -> &'static str {
+        match self {
+            Module::Q => "self_attn.q_proj",
+            Module::K => "self_attn.k_proj",
+            Module::V => "self_attn.v_proj",
+            Module::O => "self_attn.o_proj",
+            Module::Gate => "mlp.gate_proj",
+            Module::Up => "mlp.up_proj",
+            Module::Down => "mlp.down_proj",
+        }
+    }
+
+    /// `(inputs k, outputs n)` of the module in a model.
+    pub fn shape(self, config: &ModelConfig) -> (usize, usize) {
+        let (d, m) = (config.hidden_size, config.intermediate_size);
+        let (q, kv) = (config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim);
+        match self {
+            Module::Q => (d, q),
+            Module::K | Module::V => (d, kv),
+            Module::O => (q, d),
+            Module::Gate | Module::Up => (d, m),
+            Module::Down => (m, d),
+        }
+    }
+}
+
+/// How a new expert is made.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LoraConfig {
+    /// Rank r.
+    pub rank: usize,
+    /// Numerator of the scaling.
+    pub alpha: f64,
+    /// Modules that get an adapter, in every block.
+    pub targets: Vec<Module>,
+    /// Scale by `alpha / sqrt(r)` (rank-stabilised LoRA, Kalajdzievski 2023) instead of `alpha / r`.
+    pub rslora: bool,
+}
+
+impl Default for LoraConfig {
+    /// The paper's: r = 8, alpha = 16, all seven modules.
+    fn default() -> Self {
+        Self { rank: 8, alpha: 16.0, targets: Module::ALL.to_vec(), rslora: false }
+    }
+}
+
+impl LoraConfig {
+    /// The factor s in `ΔW = s · B A`.
+    pub fn scale(&self) -> f32 {
+        let rank = self.rank as f64;
+        (self.alpha / if self.rslora { rank.sqrt() } else { rank }) as f32
+    }
+}
+
+/// The two factors of one module's adapter.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Factors {
+    /// r.
+    pub rank: usize,
+    /// s in `ΔW = s · B A`.
+    pub scale: f32,
+    /// A, `[r, k]` row-major.
+    pub a: Vec<f32>,
+    /// B, `[n, r]` row-major.
+    pub b: Vec<f32>,
+}
+
+/// A LoRA adapter of one domain.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Expert {
+    /// The domain's name.
+    pub name: String,
+    /// Rank, alpha and targets as the adapter's configuration states them; single modules may differ ([`Factors`] decides).
+    pub config: LoraConfig,
+    /// For each block, the factors of each module that has an adapter, by [`Module::index`].
+    pub blocks: Vec<[Option<Factors>; 7]>,
+}
+
+impl Expert {
+    /// A new expert with A drawn as PEFT draws it (Kaiming uniform with a = √5: uniform in ±1/√k) and B = 0, so that it
+    /// starts as the base. The numbers depend on `seed`, the block and the module only.
+    ///
+    /// # Errors
+    /// A rank of zero or above the width of a target module.
+    pub fn init(name: &str, lora: &LoraConfig, model: &ModelConfig, seed: u64) -> Result<Self> {
+        let mut blocks = Vec::with_capacity(model.blocks.len());
+        for block in 0..model.blocks.len() {
+            let mut modules = [const { None }; 7];
+            for &module in &lora.targets {
+                let (k, n) = module.shape(model);
+                if lora.rank == 0 || lora.rank > k.min(n) {
+                    return Err(Error::Unsupported(format!(
+                        "rank {} does not fit {} ({k} inputs, {n} outputs): choose 1 to {}",
+                        lora.rank,
+                        module.name(),
+                        k.min(n)
+                    )));
+                }
+                let bound = 1.0 / (k as f32).sqrt();
+                let stream = (block * 7 + module.index()) as u64;
+                let a = (0..lora.rank * k)
+                    .map(|i| (crate::random::uniform(seed, stream, i as u64) * 2.0 - 1.0) * bound)
+                    .collect();
+                modules[module.index()] =
+                    Some(Factors { rank: lora.rank, scale: lora.scale(), a, b: vec![0.0; n * lora.rank] });
+            }
+            blocks.push(modules);
+        }
+        Ok(Self { name: name.to_owned(), config: lora.clone(), blocks })
+    }
+
+    /// Checks that the expert fits a model: block count and the shape of every factor.
+    ///
+    /// # Errors
+    /// Names the first module that does not fit.
+    pub fn check_fits(&self, model: &ModelConfig) -> Result<()> {
+        if self.blocks.len() != model.blocks.len() {
+            return Err(Error::Unsupported(format!(
+                "expert `{}` was made for another base: it has {} blocks, the model {}",
+                self.name,
+                self.blocks.len(),
+                model.blocks.len()
+            )));
+        }
+        for (block, modules) in self.blocks.iter().enumerate() {
+            for module in Module::ALL {
+                let Some(f) = &modules[module.index()] else { continue };
+                let (k, n) = module.shape(model);
+                if f.a.len() != f.rank * k || f.b.len() != n * f.rank {
+                    return Err(Error::Unsupported(format!(
+                        "expert `{}` was made for another base: block {block} {} has lora_A of {} and lora_B of {} \
+                         values for rank {}; the model's module has {k} inputs and {n} outputs",
+                        self.name,
+                        module.path(),
+                        f.a.len(),
+                        f.b.len(),
+                        f.rank
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Number of trainable values.
+    pub fn parameters(&self) -> usize {
+        self.blocks.iter().flatten().flatten().map(|f| f.a.len() + f.b.len()).sum()
+    }
+}

@@ -1,0 +1,414 @@
+//! Batched generation and scoring: rows join the batch as others finish, and a prefix that rows share is computed once.
+//!
+//! A row's result depends on nothing but its request: every kernel computes a row the same way whatever stands beside it,
+//! and random numbers come from (stream, position). So batch size, order, threads and restarts change nothing.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    ops::ControlFlow,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use mixse_kernels::{
+    loss::{argmax, log_softmax_at},
+    pool,
+    sample::{self, sample},
+};
+
+use crate::{
+    Error, Result,
+    cache::SequenceId,
+    decoder::{Decoder, Session},
+    language::{Completion, Finish, LanguageModel, Request, Sampling, Score, ScoreRequest},
+    mixture::Mixture,
+    tokenizer::Tokenizer,
+};
+
+/// How much is in flight at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchLimits {
+    /// Sequences that are continued side by side.
+    pub rows: usize,
+    /// New tokens of one forward pass: longer prompts are computed in pieces.
+    pub tokens: usize,
+}
+
+impl Default for BatchLimits {
+    fn default() -> Self {
+        Self { rows: 64, tokens: 1024 }
+    }
+}
+
+/// A base model, alone or with experts, as a [`LanguageModel`].
+#[derive(Debug, Clone, Copy)]
+pub struct Runner<'a> {
+    /// The base.
+    pub decoder: &'a Decoder,
+    /// Its tokenizer.
+    pub tokenizer: &'a Tokenizer,
+    /// Experts and their routing.
+    pub mixture: Option<&'a Mixture>,
+    /// How much is in flight at once; changes speed and memory, never a result.
+    pub limits: BatchLimits,
+}
+
+impl<'a> Runner<'a> {
+    /// A runner with the default limits.
+    pub fn new(decoder: &'a Decoder, tokenizer: &'a Tokenizer, mixture: Option<&'a Mixture>) -> Self {
+        Self { decoder, tokenizer, mixture, limits: BatchLimits::default() }
+    }
+
+    fn check_length(&self, index: usize, prompt: usize) -> Result<()> {
+        let context = self.context_length();
+        if prompt == 0 {
+            return Err(Error::Unsupported(format!(
+                "request {index} has an empty prompt: give at least one token"
+            )));
+        }
+        if prompt > context {
+            return Err(Error::Unsupported(format!(
+                "the prompt of request {index} has {prompt} tokens, more than the model's context of {context}: shorten it"
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// Shared prefixes that have been computed, by the prefix's address and the number of its tokens in use.
+struct Prefixes {
+    sequences: HashMap<(*const u32, usize), (SequenceId, usize)>,
+}
+
+impl Prefixes {
+    /// `uses`: how often each prefix will be asked for; it is forgotten after the last time.
+    fn new(keys: impl Iterator<Item = (*const u32, usize)>, session: &mut Session<'_>) -> Self {
+        let mut sequences = HashMap::new();
+        for key in keys {
+            sequences.entry(key).or_insert_with(|| (session.start(), 0)).1 += 1;
+        }
+        Self { sequences }
+    }
+
+    /// A new sequence that starts with `prefix`.
+    fn fork(&mut self, prefix: &[u32], session: &mut Session<'_>, limits: BatchLimits) -> Result<SequenceId> {
+        let key = (prefix.as_ptr(), prefix.len());
+        let Some((id, uses)) = self.sequences.get_mut(&key) else {
+            return Err(Error::Unsupported("a prefix was asked for more often than announced".into()));
+        };
+        if session.len(*id) == 0 {
+            for piece in prefix.chunks(limits.tokens.max(1)) {
+                session.step(&[(*id, piece)])?;
+            }
+        }
+        *uses -= 1;
+        if *uses > 0 {
+            return Ok(session.fork(*id));
+        }
+        let id = *id;
+        self.sequences.remove(&key);
+        Ok(id)
+    }
+}
+
+/// The prefix of a request that can be shared, and the tokens after it, of which there is at least one.
+fn split<'r>(prefix: &'r [u32], prompt: &'r [u32]) -> (&'r [u32], &'r [u32]) {
+    if prompt.is_empty() { prefix.split_at(prefix.len() - 1) } else { (prefix, prompt) }
+}
+
+/// A request in the batch.
+struct Row {
+    index: usize,
+    sequence: SequenceId,
+    /// Tokens that the model has not seen yet.
+    pending: VecDeque<u32>,
+    generated: Vec<u32>,
+    /// Most tokens that may be generated.
+    limit: usize,
+}
+
+impl LanguageModel for Runner<'_> {
+    fn tokenizer(&self) -> &Tokenizer {
+        self.tokenizer
+    }
+
+    fn context_length(&self) -> usize {
+        self.decoder.config.context_length
+    }
+
+    fn generate(
+        &self,
+        requests: &[Request],
+        done: &mut dyn FnMut(usize, Completion) -> ControlFlow<()>,
+    ) -> Result<()> {
+        for (index, request) in requests.iter().enumerate() {
+            self.check_length(index, request.prefix.len() + request.prompt.len())?;
+        }
+        let mut session = Session::new(self.decoder, self.mixture);
+        let key = |r: &Request| {
+            let (prefix, _) = split(&r.prefix, &r.prompt);
+            (prefix.as_ptr(), prefix.len())
+        };
+        let mut prefixes = Prefixes::new(requests.iter().map(key), &mut session);
+        let mut waiting = requests.iter().enumerate();
+        let mut rows: Vec<Row> = Vec::new();
+        loop {
+            while rows.len() < self.limits.rows.max(1)
+                && let Some((index, request)) = waiting.next()
+            {
+                let (prefix, prompt) = split(&request.prefix, &request.prompt);
+                let sequence = prefixes.fork(prefix, &mut session, self.limits)?;
+                let room = self.context_length() - (prefix.len() + prompt.len());
+                rows.push(Row {
+                    index,
+                    sequence,
+                    pending: prompt.iter().copied().collect(),
+                    generated: Vec::new(),
+                    limit: request.max_new_tokens.min(room),
+                });
+            }
+            if rows.is_empty() {
+                return Ok(());
+            }
+            let next = self.advance(&mut session, &mut rows, requests)?;
+            let mut kept = Vec::with_capacity(rows.len());
+            for (mut row, token) in rows.into_iter().zip(next) {
+                let request = &requests[row.index];
+                let finished = match token {
+                    None if row.limit == 0 && row.pending.is_empty() => Some(Finish::Length),
+                    None => None,
+                    Some(token) => self.take(&mut row, token, request)?,
+                };
+                match finished {
+                    None => kept.push(row),
+                    Some(finish) => {
+                        session.release(row.sequence);
+                        let completion = self.completion(row.generated, finish, request)?;
+                        if done(row.index, completion).is_break() {
+                            return Ok(());
+                        }
+                    }
+                }
+            }
+            rows = kept;
+        }
+    }
+
+    fn score(
+        &self,
+        requests: &[ScoreRequest],
+        done: &mut dyn FnMut(usize, Score) -> ControlFlow<()>,
+    ) -> Result<()> {
+        for (index, r) in requests.iter().enumerate() {
+            self.check_length(index, r.prefix.len() + r.context.len())?;
+            self.check_length(
+                index,
+                r.prefix.len() + r.context.len() + r.continuation.len().saturating_sub(1),
+            )?;
+        }
+        let mut session = Session::new(self.decoder, self.mixture);
+        // Requests that stand next to each other and differ in their continuation only share the context as well.
+        let groups: Vec<&[ScoreRequest]> = requests
+            .chunk_by(|a, b| {
+                std::ptr::eq(a.prefix.as_ptr(), b.prefix.as_ptr())
+                    && a.prefix.len() == b.prefix.len()
+                    && a.context == b.context
+            })
+            .collect();
+        let key = |group: &&[ScoreRequest]| {
+            let (prefix, _) = split(&group[0].prefix, &group[0].context);
+            (prefix.as_ptr(), prefix.len())
+        };
+        let mut prefixes = Prefixes::new(groups.iter().map(key), &mut session);
+        let mut index = 0;
+        let mut batch: Vec<ScoreRow> = Vec::new();
+        let mut tokens = 0;
+        for group in groups {
+            let (prefix, context) = split(&group[0].prefix, &group[0].context);
+            let sequence = prefixes.fork(prefix, &mut session, self.limits)?;
+            let (last, seen) = (context[context.len() - 1], &context[..context.len() - 1]);
+            if group.len() > 1 {
+                for piece in seen.chunks(self.limits.tokens.max(1)) {
+                    session.step(&[(sequence, piece)])?;
+                }
+            }
+            for (at, request) in group.iter().enumerate() {
+                let own = if at + 1 < group.len() { session.fork(sequence) } else { sequence };
+                let mut ids = if group.len() > 1 { Vec::new() } else { seen.to_vec() };
+                ids.push(last);
+                let first = ids.len() - 1;
+                ids.extend(request.continuation.iter().take(request.continuation.len().saturating_sub(1)));
+                if !batch.is_empty() && tokens + ids.len() > self.limits.tokens {
+                    if self.score_batch(&mut session, &mut batch, requests, done)?.is_break() {
+                        return Ok(());
+                    }
+                    tokens = 0;
+                }
+                tokens += ids.len();
+                batch.push(ScoreRow { index, sequence: own, ids, first });
+                index += 1;
+            }
+        }
+        // A break at the very end has nothing left to stop.
+        let _ = self.score_batch(&mut session, &mut batch, requests, done)?;
+        Ok(())
+    }
+}
+
+/// A request in a scoring batch: `ids[first..]` predict the continuation.
+struct ScoreRow {
+    index: usize,
+    sequence: SequenceId,
+    ids: Vec<u32>,
+    first: usize,
+}
+
+/// Rows whose logits are held at a time while scoring.
+const SCORE_ROWS: usize = 64;
+
+impl Runner<'_> {
+    /// One forward pass over what the rows have pending, within the token limit. Returns a next token for each row whose
+    /// prompt is complete.
+    fn advance(
+        &self,
+        session: &mut Session<'_>,
+        rows: &mut [Row],
+        requests: &[Request],
+    ) -> Result<Vec<Option<u32>>> {
+        let mut budget = self.limits.tokens.max(1);
+        let mut work: Vec<(SequenceId, Vec<u32>)> = Vec::with_capacity(rows.len());
+        let mut predicting = Vec::new();
+        let mut last_rows = Vec::new();
+        let mut total = 0;
+        for (at, row) in rows.iter_mut().enumerate() {
+            let count = row.pending.len().min(budget);
+            if count == 0 {
+                continue;
+            }
+            budget -= count;
+            total += count;
+            work.push((row.sequence, row.pending.drain(..count).collect()));
+            if row.pending.is_empty() && row.limit > 0 {
+                predicting.push(at);
+                last_rows.push(total - 1);
+            }
+        }
+        let steps: Vec<(SequenceId, &[u32])> = work.iter().map(|(id, ids)| (*id, &ids[..])).collect();
+        let hidden = session.step(&steps)?;
+        let logits = self.decoder.logits(&hidden, &last_rows)?;
+        let vocabulary = self.decoder.config.vocab_size;
+        let chosen: Vec<AtomicU32> = predicting.iter().map(|_| AtomicU32::new(0)).collect();
+        let rows = &*rows;
+        pool::parallel_for(predicting.len(), |i| {
+            let row = &rows[predicting[i]];
+            let logits = &logits[i * vocabulary..(i + 1) * vocabulary];
+            let token = match requests[row.index].sampling {
+                Sampling::Greedy => argmax(logits),
+                Sampling::TopP { temperature, top_p, stream } => {
+                    let u = crate::random::uniform(stream, SAMPLING, row.generated.len() as u64);
+                    sample(logits, sample::Sampling { temperature, top_p }, u)
+                }
+            };
+            chosen[i].store(token, Ordering::Relaxed);
+        });
+        let mut next = vec![None; rows.len()];
+        for (&at, token) in predicting.iter().zip(chosen) {
+            next[at] = Some(token.into_inner());
+        }
+        Ok(next)
+    }
+
+    /// Adds a token to a row; says why the row is finished, if it is.
+    fn take(&self, row: &mut Row, token: u32, request: &Request) -> Result<Option<Finish>> {
+        if self.tokenizer.eos().contains(&token) {
+            return Ok(Some(Finish::Eos));
+        }
+        row.generated.push(token);
+        row.pending.push_back(token);
+        if let Some(stop) = self.stop_in(&row.generated, request)? {
+            return Ok(Some(Finish::Stop(stop)));
+        }
+        Ok((row.generated.len() >= row.limit).then_some(Finish::Length))
+    }
+
+    /// The stop string that appears first in the text of `ids`. The last tokens alone are looked at first; only they can
+    /// have completed one.
+    fn stop_in(&self, ids: &[u32], request: &Request) -> Result<Option<usize>> {
+        let Some(longest) = request.stop.iter().map(String::len).max() else { return Ok(None) };
+        // A token has at least one byte, except for special tokens, which have no text: leave room for some.
+        let tail = ids.len().saturating_sub(longest + 16);
+        let text = self.tokenizer.decode(&ids[tail..])?;
+        Ok(earliest_stop(&text, &request.stop).map(|(stop, _)| stop))
+    }
+
+    fn completion(&self, ids: Vec<u32>, finish: Finish, request: &Request) -> Result<Completion> {
+        let mut text = self.tokenizer.decode(&ids)?;
+        if let Some((_, at)) = earliest_stop(&text, &request.stop) {
+            text.truncate(at);
+        }
+        Ok(Completion { ids, text, finish })
+    }
+
+    fn score_batch(
+        &self,
+        session: &mut Session<'_>,
+        batch: &mut Vec<ScoreRow>,
+        requests: &[ScoreRequest],
+        done: &mut dyn FnMut(usize, Score) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>> {
+        if batch.is_empty() {
+            return Ok(ControlFlow::Continue(()));
+        }
+        let steps: Vec<(SequenceId, &[u32])> = batch.iter().map(|row| (row.sequence, &row.ids[..])).collect();
+        let hidden = session.step(&steps)?;
+        // (row of the pass, token to score), request after request.
+        let mut wanted = Vec::new();
+        let mut start = 0;
+        for row in batch.iter() {
+            for (i, &token) in requests[row.index].continuation.iter().enumerate() {
+                wanted.push((start + row.first + i, token));
+            }
+            start += row.ids.len();
+        }
+        let vocabulary = self.decoder.config.vocab_size;
+        let mut scored = Vec::with_capacity(wanted.len());
+        for chunk in wanted.chunks(SCORE_ROWS) {
+            let rows: Vec<usize> = chunk.iter().map(|w| w.0).collect();
+            let logits = self.decoder.logits(&hidden, &rows)?;
+            let results: Vec<(AtomicU32, AtomicU32)> = chunk.iter().map(|_| Default::default()).collect();
+            pool::parallel_for(chunk.len(), |i| {
+                let logits = &logits[i * vocabulary..(i + 1) * vocabulary];
+                let token = chunk[i].1;
+                results[i].0.store(log_softmax_at(logits, token, None).to_bits(), Ordering::Relaxed);
+                results[i].1.store(u32::from(argmax(logits) == token), Ordering::Relaxed);
+            });
+            scored.extend(
+                results.into_iter().map(|(p, best)| (f32::from_bits(p.into_inner()), best.into_inner() == 1)),
+            );
+        }
+        let mut scored = scored.into_iter();
+        for row in batch.drain(..) {
+            session.release(row.sequence);
+            let own: Vec<(f32, bool)> =
+                scored.by_ref().take(requests[row.index].continuation.len()).collect();
+            let score =
+                Score { token_log_probs: own.iter().map(|s| s.0).collect(), greedy: own.iter().all(|s| s.1) };
+            if done(row.index, score).is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+}
+
+/// Keeps the random numbers of sampling apart from others with the same stream.
+const SAMPLING: u64 = 0x5a4d_504c;
+
+/// Index and place of the stop string that appears first in `text`.
+fn earliest_stop(text: &str, stops: &[String]) -> Option<(usize, usize)> {
+    stops
+        .iter()
+        .enumerate()
+        .filter(|(_, stop)| !stop.is_empty())
+        .filter_map(|(index, stop)| text.find(stop.as_str()).map(|at| (index, at)))
+        .min_by_key(|&(index, at)| (at, index))
+}

@@ -1,0 +1,232 @@
+//! One decoder block: what it is, and the choice between its two bodies.
+//!
+//! ```text
+//! h  = norm(x)                      gates = router(h), or given for all blocks
+//! q, k, v = Wq h, Wk h, Wv h        every W adds Σ_i gate_i s_i B_i A_i of its own input
+//! a  = attention(rope(q), rope(k), v)
+//! x₂ = x + [norm] Wo a
+//! h₂ = norm(x₂)
+//! y  = x₂ + [norm] Wd (act(Wg h₂) ⊙ Wu h₂)
+//! ```
+
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use mixse_kernels::{AttentionShape, Packed, RmsNorm, Segment, Storage};
+
+use crate::{
+    Result,
+    config::{Activation, ModelConfig, RopeScaling},
+    expert::Module,
+    expert_set::BlockLayout,
+    router::GateConfig,
+    weights::Checkpoint,
+};
+
+/// The rows of a ragged batch: sequences one after another, without padding.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ragged {
+    /// Position of each row in its own sequence.
+    pub positions: Vec<u32>,
+    /// Which rows are one sequence.
+    pub segments: Vec<Segment>,
+}
+
+impl Ragged {
+    /// Whole sequences of the given lengths, each starting at position 0.
+    pub fn whole(lengths: impl IntoIterator<Item = usize>) -> Self {
+        let (mut positions, mut segments) = (Vec::new(), Vec::new());
+        for len in lengths {
+            segments.push(Segment { start: positions.len(), len });
+            positions.extend(0..len as u32);
+        }
+        Self { positions, segments }
+    }
+
+    /// Rows of the batch.
+    pub fn rows(&self) -> usize {
+        self.positions.len()
+    }
+}
+
+/// What a block needs besides its weights.
+#[derive(Debug, Clone)]
+pub(crate) struct BlockSpec {
+    pub(crate) hidden: usize,
+    pub(crate) inner: usize,
+    pub(crate) attention: AttentionShape,
+    pub(crate) eps: f32,
+    pub(crate) plus_one: bool,
+    pub(crate) activation: Activation,
+    /// Rotary frequencies, `head_dim / 2`.
+    pub(crate) inv_freq: Arc<[f32]>,
+}
+
+impl BlockSpec {
+    pub(crate) fn new(config: &ModelConfig, block: usize) -> Self {
+        let own = &config.blocks[block];
+        Self {
+            hidden: config.hidden_size,
+            inner: config.intermediate_size,
+            attention: AttentionShape {
+                heads: config.num_heads,
+                kv_heads: config.num_kv_heads,
+                head_dim: config.head_dim,
+                scale: config.attention_scale as f32,
+                window: own.window,
+                softcap: config.attention_softcap.map(|c| c as f32),
+            },
+            eps: config.norm_eps as f32,
+            plus_one: config.norm_plus_one,
+            activation: config.activation,
+            inv_freq: inverse_frequencies(config, block).into(),
+        }
+    }
+
+    /// A norm of the block with its weight.
+    pub(crate) fn norm<'w>(&self, weight: &'w [f32]) -> RmsNorm<'w> {
+        RmsNorm { weight, eps: self.eps, plus_one: self.plus_one }
+    }
+
+    /// Width of q.
+    pub(crate) fn q_width(&self) -> usize {
+        self.attention.heads * self.attention.head_dim
+    }
+
+    /// Width of k and of v.
+    pub(crate) fn kv_width(&self) -> usize {
+        self.attention.kv_heads * self.attention.head_dim
+    }
+}
+
+/// `base^(-2i / head_dim)` for i in 0..head_dim/2, stretched as the model's rope scaling says.
+fn inverse_frequencies(config: &ModelConfig, block: usize) -> Vec<f32> {
+    let rope = &config.blocks[block].rope;
+    let half = config.head_dim / 2;
+    (0..half)
+        .map(|i| {
+            // The reference computes these in f32; so do we, to agree at long positions.
+            let frequency = 1.0 / (rope.base as f32).powf((2 * i) as f32 / config.head_dim as f32);
+            match rope.scaling {
+                RopeScaling::None => frequency,
+                RopeScaling::Linear { factor } => frequency / factor as f32,
+                RopeScaling::Factors { .. } => frequency / config.rope_factors.get(i).copied().unwrap_or(1.0),
+                RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
+                    let context = original_context as f32;
+                    let wavelength = 2.0 * std::f32::consts::PI / frequency;
+                    let (low, high) = (low_freq_factor as f32, high_freq_factor as f32);
+                    if wavelength > context / low {
+                        frequency / factor as f32
+                    } else if wavelength < context / high {
+                        frequency
+                    } else {
+                        let smooth = (context / wavelength - low) / (high - low);
+                        (1.0 - smooth) * frequency / factor as f32 + smooth * frequency
+                    }
+                }
+            }
+        })
+        .collect()
+}
+
+/// A frozen projection `[n, k]`, held for one of the two bodies.
+#[derive(Debug)]
+pub(crate) enum FrozenWeight {
+    /// For the fused body.
+    Packed(Packed),
+    /// For the portable body.
+    Tensor(Tensor),
+}
+
+/// The frozen tensors of a block.
+#[derive(Debug)]
+pub(crate) struct BlockWeights {
+    pub(crate) projections: [FrozenWeight; 7],
+    /// By [`Module::index`]; q, k, v and o only.
+    pub(crate) biases: [Option<Vec<f32>>; 7],
+    pub(crate) attention_norm: Vec<f32>,
+    pub(crate) mlp_norm: Vec<f32>,
+    pub(crate) q_norm: Option<Vec<f32>>,
+    pub(crate) k_norm: Option<Vec<f32>>,
+    pub(crate) post_attention_norm: Option<Vec<f32>>,
+    pub(crate) post_mlp_norm: Option<Vec<f32>>,
+}
+
+/// Which body runs, and how it holds frozen weights.
+#[derive(Debug, Clone)]
+pub(crate) enum Holding {
+    /// The fused body on the CPU.
+    Fused(Storage),
+    /// The portable body on a device.
+    Portable(Device),
+}
+
+impl BlockWeights {
+    pub(crate) fn load(checkpoint: &Checkpoint, block: usize, holding: &Holding) -> Result<Self> {
+        let config = &checkpoint.config;
+        let name = |path: &str| format!("model.layers.{block}.{path}");
+        let vector = |path: &str| -> Result<Vec<f32>> {
+            Ok(checkpoint.tensor(&name(path))?.flatten_all()?.to_vec1()?)
+        };
+        let optional = |wanted: bool, path: &str| wanted.then(|| vector(path)).transpose();
+        let mut projections = Vec::with_capacity(7);
+        let mut biases = [const { None }; 7];
+        for module in Module::ALL {
+            let weight = checkpoint.tensor(&name(&format!("{}.weight", module.path())))?;
+            projections.push(hold(&weight, holding)?);
+            let biased = match module {
+                Module::Q | Module::K | Module::V => config.qkv_bias,
+                Module::O => config.output_bias,
+                Module::Gate | Module::Up | Module::Down => false,
+            };
+            biases[module.index()] = optional(biased, &format!("{}.bias", module.path()))?;
+        }
+        let projections =
+            projections.try_into().map_err(|_| candle_core::Error::Msg("seven projections".into()))?;
+        // With two more norms a block, Hugging Face calls the norm after the attention `post_attention_layernorm` and
+        // the one before the MLP `pre_feedforward_layernorm`; without them `post_attention_layernorm` is the one before the MLP.
+        let mlp_norm =
+            if config.post_norms { "pre_feedforward_layernorm" } else { "post_attention_layernorm" };
+        Ok(Self {
+            projections,
+            biases,
+            attention_norm: vector("input_layernorm.weight")?,
+            mlp_norm: vector(&format!("{mlp_norm}.weight"))?,
+            q_norm: optional(config.qk_norm, "self_attn.q_norm.weight")?,
+            k_norm: optional(config.qk_norm, "self_attn.k_norm.weight")?,
+            post_attention_norm: optional(config.post_norms, "post_attention_layernorm.weight")?,
+            post_mlp_norm: optional(config.post_norms, "post_feedforward_layernorm.weight")?,
+        })
+    }
+}
+
+/// Holds one frozen matrix as `holding` says.
+pub(crate) fn hold(weight: &Tensor, holding: &Holding) -> Result<FrozenWeight> {
+    let (n, k) = weight.dims2()?;
+    Ok(match holding {
+        Holding::Fused(storage) => {
+            FrozenWeight::Packed(Packed::pack(&super::values(weight)?, n, k, *storage))
+        }
+        Holding::Portable(device) => FrozenWeight::Tensor(weight.to_device(device)?),
+    })
+}
+
+/// The experts of one block, as a pass uses them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BlockExperts<'a> {
+    /// The flat factors.
+    pub(crate) params: &'a Tensor,
+    pub(crate) layout: &'a Arc<BlockLayout>,
+    pub(crate) gate: Gate<'a>,
+}
+
+/// Where a block's gates come from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Gate<'a> {
+    /// Every expert counts fully (a single expert: plain LoRA).
+    Full,
+    /// Gates `[rows, experts]`, the same for all blocks.
+    Given(&'a Tensor),
+    /// The router reads the block's own input: R `[choices, d]`.
+    Routed(&'a Tensor, GateConfig),
+}

@@ -1,0 +1,442 @@
+//! The fused body of a block on the CPU: the forward pass and, directly below it, its backward, over plain slices.
+//!
+//! [`Activations`] holds everything in between. A pass without gradients reuses one for all blocks; training keeps one a
+//! block, or (recompute) only the block's input, and runs the forward again before the backward.
+
+use mixse_kernels::{
+    Accumulate::{Add, Overwrite},
+    Activation as KernelActivation, Angles, AttentionGradients, Coverage, Direction, KvPool,
+    Lora as KernelLora, LoraGradients, Packed, PagedSegment, Ranks, Segment, add_into, attention,
+    attention_backward, attention_paged, gated, gated_backward, lora_backward, lora_forward, matmul,
+    matmul_transposed, rms_norm, rms_norm_backward, rope,
+};
+
+use super::{
+    block::{BlockSpec, BlockWeights, FrozenWeight},
+    gates,
+};
+use crate::{
+    config::Activation,
+    expert::Module,
+    expert_set::{BlockLayout, ModuleLayout},
+    router::GateConfig,
+};
+
+/// Where a block's gates come from, over slices.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum GateValues<'a> {
+    /// Every expert counts fully.
+    Full,
+    /// `[rows, experts]`.
+    Given(&'a [f32]),
+    /// R `[choices, d]`.
+    Routed(&'a [f32], GateConfig),
+}
+
+/// The experts of one block over slices.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ExpertValues<'a> {
+    pub(crate) params: &'a [f32],
+    pub(crate) layout: &'a BlockLayout,
+    pub(crate) gate: GateValues<'a>,
+}
+
+/// What the rows of a pass attend to.
+pub(crate) enum Attend<'a> {
+    /// The rows are whole sequences.
+    Whole(&'a [Segment]),
+    /// The rows continue sequences whose keys and values are in pages. `store` copies the rows' own keys and values there
+    /// and hands out the pages.
+    Paged { segments: &'a [PagedSegment<'a>], page_tokens: usize, keys: &'a mut [f32], values: &'a mut [f32] },
+}
+
+/// Everything between a block's input and its output, `rows` rows each.
+#[derive(Debug, Default)]
+pub(crate) struct Activations {
+    /// norm(x); scratch, recomputed by the backward.
+    h: Vec<f32>,
+    /// q and k before their norms; only with `qk_norm`.
+    q_raw: Vec<f32>,
+    k_raw: Vec<f32>,
+    /// After the rotary embedding.
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    attended: Vec<f32>,
+    /// log Σ exp of each row and head's scores.
+    lse: Vec<f32>,
+    /// Outputs before the post norms; only with `post_norms`.
+    o_raw: Vec<f32>,
+    down_raw: Vec<f32>,
+    x2: Vec<f32>,
+    gate: Vec<f32>,
+    up: Vec<f32>,
+    /// act(gate) ⊙ up; scratch, recomputed by the backward.
+    inner: Vec<f32>,
+    /// A x of every module, `[rows, R]`.
+    u: [Vec<f32>; 7],
+    /// The router's softmax `[rows, choices]` and the gates `[rows, experts]`.
+    pub(crate) probabilities: Vec<f32>,
+    pub(crate) gates: Vec<f32>,
+}
+
+/// Makes `buffer` `len` long; what it holds is overwritten by the caller.
+fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    buffer.resize(len, 0.0);
+    buffer
+}
+
+impl Activations {
+    /// Frees what the backward recomputes, for keeping the rest until then.
+    pub(crate) fn drop_scratch(&mut self) {
+        self.h = Vec::new();
+        self.inner = Vec::new();
+    }
+}
+
+/// A block's weights for the fused body.
+#[derive(Debug)]
+pub(crate) struct FusedBlock {
+    pub(crate) spec: BlockSpec,
+    pub(crate) weights: BlockWeights,
+}
+
+impl FusedBlock {
+    fn packed(&self, module: Module) -> &Packed {
+        match &self.weights.projections[module.index()] {
+            FrozenWeight::Packed(packed) => packed,
+            FrozenWeight::Tensor(_) => unreachable!("a fused block is loaded with packed weights"),
+        }
+    }
+
+    fn activation(&self) -> KernelActivation {
+        match self.spec.activation {
+            Activation::Silu => KernelActivation::Silu,
+            Activation::GeluTanh => KernelActivation::GeluTanh,
+        }
+    }
+
+    fn norm(&self, x: &[f32], weight: &[f32], y: &mut [f32]) {
+        rms_norm(x, x.len() / weight.len(), self.spec.norm(weight), y);
+    }
+
+    fn norm_backward(&self, x: &[f32], weight: &[f32], dy: &[f32], dx: &mut [f32]) {
+        rms_norm_backward(x, dy, x.len() / weight.len(), self.spec.norm(weight), dx);
+    }
+
+    /// `y (+)= W x + bias + Σ_i gate_i s_i B_i A_i x`.
+    fn project(&self, module: Module, x: &[f32], add: bool, lora: &mut Lora<'_>, y: &mut [f32]) {
+        let weight = self.packed(module);
+        let rows = x.len() / weight.k();
+        matmul(x, rows, weight, y, if add { Add } else { Overwrite });
+        if let Some(bias) = &self.weights.biases[module.index()] {
+            y.chunks_exact_mut(bias.len())
+                .for_each(|row| row.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
+        }
+        lora.forward(module, x, rows, y);
+    }
+
+    /// The block over `x [rows, d]` into `y`; leaves everything in between in `act`.
+    pub(crate) fn forward(
+        &self,
+        x: &[f32],
+        angles: &Angles,
+        attend: Attend<'_>,
+        experts: Option<ExpertValues<'_>>,
+        act: &mut Activations,
+        y: &mut [f32],
+    ) {
+        let (spec, w, rows) = (&self.spec, &self.weights, angles.tokens());
+        let (q_width, kv_width) = (spec.q_width(), spec.kv_width());
+        let shape = &spec.attention;
+        self.norm(x, &w.attention_norm, sized(&mut act.h, rows * spec.hidden));
+        if let Some(ExpertValues { gate: GateValues::Routed(r, config), .. }) = &experts {
+            let choices = r.len() / spec.hidden;
+            let probabilities = sized(&mut act.probabilities, rows * choices);
+            let gates = sized(&mut act.gates, rows * (choices - usize::from(config.null_expert)));
+            gates::forward(&act.h, r, spec.hidden, config, probabilities, gates);
+        }
+        let gate = match experts.map(|e| e.gate) {
+            None | Some(GateValues::Full) => None,
+            Some(GateValues::Given(gates)) => Some(gates),
+            Some(GateValues::Routed(..)) => Some(&act.gates[..]),
+        };
+        let mut lora = Lora { experts, gate, u: &mut act.u };
+
+        let project_heads = |module,
+                             raw: &mut Vec<f32>,
+                             out: &mut Vec<f32>,
+                             width,
+                             norm: &Option<Vec<f32>>,
+                             lora: &mut Lora<'_>| {
+            match norm {
+                Some(weight) => {
+                    self.project(module, &act.h, false, lora, sized(raw, rows * width));
+                    self.norm(raw, weight, sized(out, rows * width));
+                }
+                None => self.project(module, &act.h, false, lora, sized(out, rows * width)),
+            }
+            rope(out, width / shape.head_dim, angles, Direction::Forward);
+        };
+        project_heads(Module::Q, &mut act.q_raw, &mut act.q, q_width, &w.q_norm, &mut lora);
+        project_heads(Module::K, &mut act.k_raw, &mut act.k, kv_width, &w.k_norm, &mut lora);
+        self.project(Module::V, &act.h, false, &mut lora, sized(&mut act.v, rows * kv_width));
+
+        let attended = sized(&mut act.attended, rows * q_width);
+        match attend {
+            Attend::Whole(segments) => {
+                let lse = sized(&mut act.lse, rows * shape.heads);
+                attention((&act.q, &act.k, &act.v), segments, *shape, attended, lse);
+            }
+            Attend::Paged { segments, page_tokens, keys, values } => {
+                for segment in segments {
+                    store(segment, page_tokens, kv_width, &act.k, keys);
+                    store(segment, page_tokens, kv_width, &act.v, values);
+                }
+                let pool = KvPool { k: keys, v: values, page_tokens };
+                attention_paged(&act.q, segments, pool, *shape, attended);
+            }
+        }
+
+        sized(&mut act.x2, rows * spec.hidden).copy_from_slice(x);
+        match &w.post_attention_norm {
+            None => self.project(Module::O, &act.attended, true, &mut lora, &mut act.x2),
+            Some(weight) => {
+                self.project(
+                    Module::O,
+                    &act.attended,
+                    false,
+                    &mut lora,
+                    sized(&mut act.o_raw, rows * spec.hidden),
+                );
+                self.norm(&act.o_raw, weight, sized(&mut act.h, rows * spec.hidden));
+                add_into(&act.h, &mut act.x2);
+            }
+        }
+
+        self.norm(&act.x2, &w.mlp_norm, sized(&mut act.h, rows * spec.hidden));
+        self.project(Module::Gate, &act.h, false, &mut lora, sized(&mut act.gate, rows * spec.inner));
+        self.project(Module::Up, &act.h, false, &mut lora, sized(&mut act.up, rows * spec.inner));
+        gated(&act.gate, &act.up, self.activation(), sized(&mut act.inner, rows * spec.inner));
+        y.copy_from_slice(&act.x2);
+        match &w.post_mlp_norm {
+            None => self.project(Module::Down, &act.inner, true, &mut lora, y),
+            Some(weight) => {
+                self.project(
+                    Module::Down,
+                    &act.inner,
+                    false,
+                    &mut lora,
+                    sized(&mut act.down_raw, rows * spec.hidden),
+                );
+                self.norm(&act.down_raw, weight, sized(&mut act.h, rows * spec.hidden));
+                add_into(&act.h, y);
+            }
+        }
+    }
+
+    /// Backward of [`FusedBlock::forward`] over whole sequences: from `dy` to `dx` (overwritten) and the gradients in
+    /// `grads` (added to). `act` is what the forward left behind.
+    pub(crate) fn backward(
+        &self,
+        x: &[f32],
+        angles: &Angles,
+        segments: &[Segment],
+        experts: Option<ExpertValues<'_>>,
+        act: &mut Activations,
+        dy: &[f32],
+        dx: &mut [f32],
+        grads: &mut ExpertGrads,
+    ) {
+        let (spec, w, rows) = (&self.spec, &self.weights, angles.tokens());
+        let (hidden, q_width, kv_width) = (rows * spec.hidden, rows * spec.q_width(), rows * spec.kv_width());
+        let shape = &spec.attention;
+        let gate = match experts.map(|e| e.gate) {
+            None | Some(GateValues::Full) => None,
+            Some(GateValues::Given(gates)) => Some(gates),
+            Some(GateValues::Routed(..)) => Some(&act.gates[..]),
+        };
+        let back = LoraBack { experts, gate, u: &act.u };
+
+        // y = x₂ + [norm] Wd inner: the residual passes dy through.
+        dx.copy_from_slice(dy);
+        let mut d_hidden = vec![0f32; hidden];
+        let d_down = match &w.post_mlp_norm {
+            None => dy,
+            Some(weight) => {
+                self.norm_backward(&act.down_raw, weight, dy, &mut d_hidden);
+                &d_hidden
+            }
+        };
+        gated(&act.gate, &act.up, self.activation(), sized(&mut act.inner, rows * spec.inner));
+        let mut d_inner = vec![0f32; rows * spec.inner];
+        self.project_backward(Module::Down, d_down, &act.inner, false, &back, &mut d_inner, grads);
+        // The scratch that held act(gate) ⊙ up now takes dgate.
+        let mut d_gate = std::mem::take(&mut act.inner);
+        let mut d_up = vec![0f32; rows * spec.inner];
+        gated_backward(&act.gate, &act.up, &d_inner, self.activation(), &mut d_gate, &mut d_up);
+        drop(d_inner);
+        self.norm(&act.x2, &w.mlp_norm, sized(&mut act.h, hidden));
+        let mut d_h = vec![0f32; hidden];
+        self.project_backward(Module::Gate, &d_gate, &act.h, false, &back, &mut d_h, grads);
+        self.project_backward(Module::Up, &d_up, &act.h, true, &back, &mut d_h, grads);
+        drop((d_gate, d_up));
+        self.norm_backward(&act.x2, &w.mlp_norm, &d_h, &mut d_hidden);
+        add_into(&d_hidden, dx);
+
+        // x₂ = x + [norm] Wo a
+        let d_o: &[f32] = match &w.post_attention_norm {
+            None => dx,
+            Some(weight) => {
+                self.norm_backward(&act.o_raw, weight, dx, &mut d_hidden);
+                &d_hidden
+            }
+        };
+        let mut d_attended = vec![0f32; q_width];
+        self.project_backward(Module::O, d_o, &act.attended, false, &back, &mut d_attended, grads);
+        let (mut dq, mut dk, mut dv) = (vec![0f32; q_width], vec![0f32; kv_width], vec![0f32; kv_width]);
+        attention_backward(
+            (&act.q, &act.k, &act.v),
+            (&act.attended, &d_attended, &act.lse),
+            segments,
+            *shape,
+            AttentionGradients { dq: &mut dq, dk: &mut dk, dv: &mut dv },
+        );
+        drop(d_attended);
+        let heads_backward = |d: Vec<f32>, heads: usize, raw: &[f32], norm: &Option<Vec<f32>>| {
+            let mut d = d;
+            rope(&mut d, heads, angles, Direction::Backward);
+            match norm {
+                None => d,
+                Some(weight) => {
+                    let mut d_raw = vec![0f32; d.len()];
+                    self.norm_backward(raw, weight, &d, &mut d_raw);
+                    d_raw
+                }
+            }
+        };
+        let dq = heads_backward(dq, shape.heads, &act.q_raw, &w.q_norm);
+        let dk = heads_backward(dk, shape.kv_heads, &act.k_raw, &w.k_norm);
+        self.norm(x, &w.attention_norm, sized(&mut act.h, hidden));
+        self.project_backward(Module::Q, &dq, &act.h, false, &back, &mut d_h, grads);
+        self.project_backward(Module::K, &dk, &act.h, true, &back, &mut d_h, grads);
+        self.project_backward(Module::V, &dv, &act.h, true, &back, &mut d_h, grads);
+        if let (Some(ExpertValues { gate: GateValues::Routed(r, config), .. }), Some(d_gates)) =
+            (&experts, &grads.gates)
+        {
+            gates::backward(
+                d_gates,
+                &act.h,
+                r,
+                spec.hidden,
+                config,
+                &act.probabilities,
+                &mut d_h,
+                grads.router.as_deref_mut(),
+            );
+        }
+        self.norm_backward(x, &w.attention_norm, &d_h, &mut d_hidden);
+        add_into(&d_hidden, dx);
+        act.drop_scratch();
+    }
+
+    /// Backward of [`FusedBlock::project`]: `dx (+)= dy W + …`, and the experts' gradients.
+    fn project_backward(
+        &self,
+        module: Module,
+        dy: &[f32],
+        x: &[f32],
+        add: bool,
+        back: &LoraBack<'_>,
+        dx: &mut [f32],
+        grads: &mut ExpertGrads,
+    ) {
+        let weight = self.packed(module);
+        let rows = x.len() / weight.k();
+        matmul_transposed(dy, rows, weight, dx, if add { Add } else { Overwrite });
+        back.backward(module, dy, x, rows, dx, grads);
+    }
+}
+
+/// Copies a segment's new rows into its pages.
+fn store(segment: &PagedSegment<'_>, page_tokens: usize, width: usize, rows: &[f32], pool: &mut [f32]) {
+    let first = segment.kv_len - segment.q_len;
+    for i in 0..segment.q_len {
+        let at = first + i;
+        let slot = segment.pages[at / page_tokens] as usize * page_tokens + at % page_tokens;
+        let row = segment.q_start + i;
+        pool[slot * width..(slot + 1) * width].copy_from_slice(&rows[row * width..(row + 1) * width]);
+    }
+}
+
+/// Gradients of the experts and of the router's decision in one block.
+#[derive(Debug, Default)]
+pub(crate) struct ExpertGrads {
+    /// Of the block's flat factors; `None`: not wanted.
+    pub(crate) params: Option<Vec<f32>>,
+    /// Of the gates `[rows, experts]`; `None`: not wanted.
+    pub(crate) gates: Option<Vec<f32>>,
+    /// Of R `[choices, d]`; `None`: not wanted.
+    pub(crate) router: Option<Vec<f32>>,
+}
+
+/// The experts' part of the projections of a forward pass.
+struct Lora<'a> {
+    experts: Option<ExpertValues<'a>>,
+    gate: Option<&'a [f32]>,
+    u: &'a mut [Vec<f32>; 7],
+}
+
+impl Lora<'_> {
+    fn forward(&mut self, module: Module, x: &[f32], rows: usize, y: &mut [f32]) {
+        let Some(experts) = &self.experts else { return };
+        let Some(place) = &experts.layout.modules[module.index()] else { return };
+        let u = sized(&mut self.u[module.index()], rows * place.total_rank());
+        let ranks = ranks(place);
+        lora_forward(
+            kernel_lora(place, experts.params, &ranks),
+            x,
+            rows,
+            self.gate,
+            Coverage::Selected,
+            u,
+            y,
+        );
+    }
+}
+
+/// The experts' part of the projections of a backward pass.
+struct LoraBack<'a> {
+    experts: Option<ExpertValues<'a>>,
+    gate: Option<&'a [f32]>,
+    u: &'a [Vec<f32>; 7],
+}
+
+impl LoraBack<'_> {
+    fn backward(
+        &self,
+        module: Module,
+        dy: &[f32],
+        x: &[f32],
+        rows: usize,
+        dx: &mut [f32],
+        grads: &mut ExpertGrads,
+    ) {
+        let Some(experts) = &self.experts else { return };
+        let Some(place) = &experts.layout.modules[module.index()] else { return };
+        let (da, dbt) = grads.params.as_deref_mut().map(|flat| place.factors_mut(flat)).unzip();
+        let u = &self.u[module.index()];
+        let ranks = ranks(place);
+        let gradients = LoraGradients { dx: Some(dx), da, dbt, dgate: grads.gates.as_deref_mut() };
+        let lora = kernel_lora(place, experts.params, &ranks);
+        lora_backward(lora, x, u, dy, rows, self.gate, Coverage::Selected, gradients);
+    }
+}
+
+fn ranks(place: &ModuleLayout) -> Ranks {
+    Ranks::new(place.ranks.iter().copied().zip(place.scales.iter().copied()))
+}
+
+fn kernel_lora<'a>(place: &ModuleLayout, params: &'a [f32], ranks: &'a Ranks) -> KernelLora<'a> {
+    KernelLora { k: place.k, n: place.n, a: place.a(params), bt: place.bt(params), ranks }
+}

@@ -1,0 +1,264 @@
+//! Routers on disk: our own layout, and X-LoRA's.
+//!
+//! Ours is `router.json` (settings and the experts in order) and `router.safetensors` (`router.weight`, or
+//! `router.BLOCK.weight` for a router a block, and `router.bias`). X-LoRA's is `xlora_config.json` and
+//! `xlora_classifier.safetensors` (`last.weight`, `last.bias`); it knows nothing but [`RouterInput::BaseLast`].
+
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Error, Result,
+    config::ModelConfig,
+    files::{self, NamedTensor, StoredTensor},
+    router::{GateConfig, GateScale, Granularity, Router, RouterConfig, RouterInput},
+};
+
+const CONFIG: &str = "router.json";
+const TENSORS: &str = "router.safetensors";
+const XLORA_CONFIG: &str = "xlora_config.json";
+const XLORA_TENSORS: &str = "xlora_classifier.safetensors";
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RouterFile {
+    experts: Vec<String>,
+    hidden_size: usize,
+    base_hash: String,
+    router: RouterConfig,
+}
+
+/// What X-LoRA's configuration says about the choice; its other keys concern training.
+#[derive(Debug, Serialize, Deserialize)]
+struct XloraFile {
+    #[serde(default)]
+    peft_type: String,
+    #[serde(default)]
+    task_type: String,
+    #[serde(default)]
+    hidden_size: usize,
+    /// Expert names; X-LoRA maps each to its directory.
+    #[serde(default)]
+    adapters: serde_json::Map<String, serde_json::Value>,
+    #[serde(default = "yes")]
+    enable_softmax: bool,
+    #[serde(default)]
+    enable_softmax_topk: bool,
+    #[serde(default)]
+    layerwise_scalings: bool,
+    #[serde(default = "one_layer")]
+    xlora_depth: usize,
+    #[serde(default = "one")]
+    softmax_temperature: f32,
+    top_k_lora: Option<usize>,
+    #[serde(default = "one")]
+    global_scaling_weight: f32,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn one() -> f32 {
+    1.0
+}
+
+fn one_layer() -> usize {
+    1
+}
+
+/// Writes a router to `dir`, which is created; in X-LoRA's layout as well where that can express it.
+pub fn write(router: &Router, base_hash: &str, dir: &Path) -> Result<()> {
+    files::create_dir(dir)?;
+    let shapes: Vec<(usize, usize)> = router.weights.iter().map(|w| Ok(w.dims2()?)).collect::<Result<_>>()?;
+    let weights: Vec<Vec<f32>> =
+        router.weights.iter().map(|w| Ok(w.flatten_all()?.to_vec1()?)).collect::<Result<_>>()?;
+    let bias = router.bias.as_ref().map(|b| b.to_vec1::<f32>()).transpose()?;
+    let name = |map: usize| {
+        if router.config.shared { "router.weight".to_owned() } else { format!("router.{map}.weight") }
+    };
+    let mut tensors: Vec<NamedTensor<'_>> = weights
+        .iter()
+        .zip(&shapes)
+        .enumerate()
+        .map(|(map, (values, &(rows, d)))| NamedTensor { name: name(map), shape: vec![rows, d], values })
+        .collect();
+    if let Some(bias) = &bias {
+        tensors.push(NamedTensor { name: "router.bias".into(), shape: vec![bias.len()], values: bias });
+    }
+    let file = RouterFile {
+        experts: router.experts.clone(),
+        hidden_size: shapes.first().map_or(0, |s| s.1),
+        base_hash: base_hash.to_owned(),
+        router: router.config.clone(),
+    };
+    if let (Some(bias), Some((weight, &(rows, d)))) = (&bias, weights.first().zip(shapes.first()))
+        && expressible_as_xlora(&router.config)
+    {
+        let config = XloraFile {
+            peft_type: "XLORA".into(),
+            task_type: "CAUSAL_LM".into(),
+            hidden_size: d,
+            adapters: router.experts.iter().map(|e| (e.clone(), format!("../experts/{e}").into())).collect(),
+            enable_softmax: true,
+            enable_softmax_topk: false,
+            layerwise_scalings: false,
+            xlora_depth: 1,
+            softmax_temperature: router.config.gate.temperature,
+            top_k_lora: Some(router.config.gate.top_k),
+            global_scaling_weight: 1.0,
+        };
+        files::write_json(&dir.join(XLORA_CONFIG), &config)?;
+        let last = [
+            NamedTensor { name: "last.weight".into(), shape: vec![rows, d], values: weight },
+            NamedTensor { name: "last.bias".into(), shape: vec![rows], values: bias },
+        ];
+        files::write_tensors(&dir.join(XLORA_TENSORS), &last)?;
+    }
+    files::write_json(&dir.join(CONFIG), &file)?;
+    files::write_tensors(&dir.join(TENSORS), &tensors)
+}
+
+fn expressible_as_xlora(config: &RouterConfig) -> bool {
+    config.input == RouterInput::BaseLast
+        && config.granularity == Granularity::Token
+        && config.gate.scale == GateScale::Probability
+        && !config.gate.null_expert
+}
+
+/// Reads a router of either layout for a base and the experts with the given names, in that order.
+///
+/// # Errors
+/// A router for other experts or another base, missing tensors, wrong shapes.
+pub fn read(
+    dir: &Path,
+    experts: &[String],
+    model: &ModelConfig,
+    base_hash: Option<&str>,
+    device: &Device,
+) -> Result<Router> {
+    if dir.join(CONFIG).exists() {
+        read_own(dir, experts, model, base_hash, device)
+    } else if dir.join(XLORA_CONFIG).exists() {
+        read_xlora(dir, experts, model, device)
+    } else {
+        Err(Error::invalid(dir, format!("holds no router: neither {CONFIG} nor {XLORA_CONFIG} is there")))
+    }
+}
+
+fn read_own(
+    dir: &Path,
+    experts: &[String],
+    model: &ModelConfig,
+    base_hash: Option<&str>,
+    device: &Device,
+) -> Result<Router> {
+    let path = dir.join(CONFIG);
+    let file: RouterFile = files::read_json(&path)?;
+    if file.experts != experts {
+        return Err(Error::invalid(
+            &path,
+            format!(
+                "the router chooses among [{}], but the experts given are [{}]: give the same ones in the same order",
+                file.experts.join(", "),
+                experts.join(", ")
+            ),
+        ));
+    }
+    if let Some(hash) = base_hash
+        && hash != file.base_hash
+    {
+        return Err(Error::invalid(
+            &path,
+            format!("the router belongs to a base with hash {}, this base has {hash}", file.base_hash),
+        ));
+    }
+    let faults = file.router.faults(experts.len());
+    if !faults.is_empty() {
+        return Err(Error::invalid(&path, faults.join("; ")));
+    }
+    let mut tensors =
+        Tensors::read(&dir.join(TENSORS), file.router.choices(experts.len()), model.hidden_size, device)?;
+    let weights = if file.router.shared {
+        vec![tensors.matrix("router.weight")?]
+    } else {
+        (0..model.blocks.len())
+            .map(|b| tensors.matrix(&format!("router.{b}.weight")))
+            .collect::<Result<_>>()?
+    };
+    let bias = match file.router.input {
+        RouterInput::BaseLast => Some(tensors.vector("router.bias")?),
+        RouterInput::Block | RouterInput::Embedding => None,
+    };
+    Ok(Router { config: file.router, experts: file.experts, weights, bias })
+}
+
+fn read_xlora(dir: &Path, experts: &[String], model: &ModelConfig, device: &Device) -> Result<Router> {
+    let path = dir.join(XLORA_CONFIG);
+    let file: XloraFile = files::read_json(&path)?;
+    let refuse = |what: &str| Err(Error::invalid(&path, what));
+    if file.layerwise_scalings {
+        return refuse("layerwise_scalings is true; only one decision for all layers is supported");
+    }
+    if file.xlora_depth != 1 {
+        return refuse("xlora_depth is not 1; only a linear classifier is supported");
+    }
+    if file.enable_softmax_topk {
+        return refuse("enable_softmax_topk is true; kept probabilities are not normalised again here");
+    }
+    if !file.enable_softmax || file.global_scaling_weight != 1.0 {
+        return refuse("enable_softmax must be true and global_scaling_weight 1");
+    }
+    let gate = GateConfig {
+        top_k: file.top_k_lora.unwrap_or(experts.len()),
+        temperature: file.softmax_temperature,
+        ..GateConfig::default()
+    };
+    let config = RouterConfig { input: RouterInput::BaseLast, gate, ..RouterConfig::default() };
+    let faults = config.faults(experts.len());
+    if !faults.is_empty() {
+        return refuse(&faults.join("; "));
+    }
+    let mut tensors = Tensors::read(&dir.join(XLORA_TENSORS), experts.len(), model.hidden_size, device)?;
+    let (weights, bias) = (vec![tensors.matrix("last.weight")?], Some(tensors.vector("last.bias")?));
+    Ok(Router { config, experts: experts.to_vec(), weights, bias })
+}
+
+/// The tensors of a router file, checked against the expected sizes as they are taken.
+struct Tensors<'a> {
+    path: std::path::PathBuf,
+    choices: usize,
+    hidden: usize,
+    device: &'a Device,
+    all: Vec<StoredTensor>,
+}
+
+impl<'a> Tensors<'a> {
+    fn read(path: &Path, choices: usize, hidden: usize, device: &'a Device) -> Result<Self> {
+        Ok(Self { path: path.to_owned(), choices, hidden, device, all: files::read_tensors(path)? })
+    }
+
+    fn take(&mut self, name: &str, shape: Vec<usize>) -> Result<Tensor> {
+        let Some(at) = self.all.iter().position(|t| t.name == name) else {
+            return Err(Error::invalid(&self.path, format!("has no tensor `{name}`")));
+        };
+        let StoredTensor { shape: found, values, .. } = self.all.swap_remove(at);
+        if found != shape {
+            return Err(Error::invalid(
+                &self.path,
+                format!("`{name}` has shape {found:?}, but these experts and this base need {shape:?}"),
+            ));
+        }
+        Ok(Tensor::from_vec(values, shape, self.device)?)
+    }
+
+    fn matrix(&mut self, name: &str) -> Result<Tensor> {
+        self.take(name, vec![self.choices, self.hidden])
+    }
+
+    fn vector(&mut self, name: &str) -> Result<Tensor> {
+        self.take(name, vec![self.choices])
+    }
+}

@@ -1,0 +1,152 @@
+//! The two bodies of every operation against each other: losses and gradients of experts and routers, with activations
+//! kept and recomputed, on every architecture and every kind of gate; and the gradients against finite differences.
+
+mod tiny;
+
+use std::sync::Arc;
+
+use candle_core::{Device, Var};
+use mixse_model::{
+    decoder::{Decoder, Memory, Ragged, Target, Wanted},
+    expert_set::ExpertSet,
+    mixture::{Mixture, Routing},
+    router::{GateConfig, GateScale, Router, RouterConfig, RouterInput},
+};
+
+const BOTH: Wanted = Wanted { experts: true, gates: true };
+
+/// Loss and gradients of all variables over two sequences, every second token a target.
+fn gradients(
+    decoder: &Decoder,
+    ids: &[u32],
+    mixture: &Mixture,
+    vars: &[Var],
+    memory: Memory,
+) -> (f32, Vec<Vec<f32>>) {
+    let ragged = Arc::new(Ragged::whole([13, ids.len() - 13]));
+    let targets: Vec<Target> =
+        (0..ids.len() - 1).step_by(2).map(|row| Target { row, token: ids[row + 1] }).collect();
+    let hidden = decoder.hidden(ids, &ragged, Some(mixture), memory, BOTH).unwrap();
+    let loss = decoder.loss(&hidden, &targets, 1.0 / targets.len() as f32).unwrap();
+    let grads = loss.backward().unwrap();
+    let of = |var: &Var| match grads.get(var) {
+        Some(grad) => grad.flatten_all().unwrap().to_vec1().unwrap(),
+        None => vec![0.0; var.elem_count()],
+    };
+    (loss.to_scalar().unwrap(), vars.iter().map(of).collect())
+}
+
+/// A mixture over the fixtures' experts in which everything is trainable.
+fn trainable(
+    decoder: &Decoder,
+    model: &std::path::Path,
+    config: Option<RouterConfig>,
+) -> (Mixture, Vec<Var>) {
+    let mut experts = tiny::experts(model, decoder);
+    if config.is_none() {
+        experts.truncate(1);
+    }
+    let (set, mut vars) =
+        ExpertSet::new(&experts, &decoder.config, &Device::Cpu).unwrap().trainable().unwrap();
+    let routing = match config {
+        None => Routing::All,
+        Some(config) => {
+            let start = Router::init(&config, &set.names, &decoder.config, 3, &Device::Cpu).unwrap();
+            let (router, router_vars) = start.trainable().unwrap();
+            vars.extend(router_vars);
+            Routing::Learned(router)
+        }
+    };
+    (Mixture { experts: set, routing }, vars)
+}
+
+fn router_configs() -> Vec<(&'static str, Option<RouterConfig>)> {
+    let gate = |top_k, scale| GateConfig { top_k, scale, ..GateConfig::default() };
+    let block = |gate| Some(RouterConfig { gate, ..RouterConfig::default() });
+    let probability = gate(1, GateScale::Probability);
+    vec![
+        ("one expert", None),
+        ("top 1", block(probability)),
+        ("top 2 renormalized", block(gate(2, GateScale::Renormalized))),
+        ("top 2 unit", block(gate(2, GateScale::Unit))),
+        ("all, T = 0.5", block(GateConfig { temperature: 0.5, ..gate(3, GateScale::Probability) })),
+        ("null expert", block(GateConfig { null_expert: true, ..gate(2, GateScale::Probability) })),
+        (
+            "a router a block",
+            Some(RouterConfig { shared: false, gate: probability, ..RouterConfig::default() }),
+        ),
+        (
+            "base_last",
+            Some(RouterConfig { input: RouterInput::BaseLast, gate: probability, ..RouterConfig::default() }),
+        ),
+        (
+            "embedding",
+            Some(RouterConfig {
+                input: RouterInput::Embedding,
+                gate: probability,
+                ..RouterConfig::default()
+            }),
+        ),
+    ]
+}
+
+fn assert_same(what: &str, got: &(f32, Vec<Vec<f32>>), want: &(f32, Vec<Vec<f32>>)) {
+    assert!((got.0 - want.0).abs() <= 1e-5 * want.0.abs(), "{what}: loss {} and {}", got.0, want.0);
+    for (index, (got, want)) in got.1.iter().zip(&want.1).enumerate() {
+        let norm = want.iter().map(|v| v * v).sum::<f32>().sqrt();
+        let difference = got.iter().zip(want).map(|(a, b)| (a - b) * (a - b)).sum::<f32>().sqrt();
+        assert!(norm > 0.0, "{what}: variable {index} got no gradient");
+        assert!(
+            difference <= 1e-4 * norm,
+            "{what}: variable {index} differs by {difference}, its norm is {norm}"
+        );
+    }
+}
+
+#[test]
+fn fused_and_portable_bodies_agree_on_losses_and_gradients() {
+    tiny::each_case(|what, _, ids, model, portable| {
+        if portable {
+            return;
+        }
+        let (fused, reference) = (tiny::load(model, false), tiny::load(model, true));
+        for (name, config) in router_configs() {
+            let (mixture, vars) = trainable(&reference, model, config);
+            let want = gradients(&reference, ids, &mixture, &vars, Memory::Keep);
+            for memory in [Memory::Keep, Memory::Recompute] {
+                let got = gradients(&fused, ids, &mixture, &vars, memory);
+                assert_same(&format!("{what}, {name}, {memory:?}"), &got, &want);
+            }
+        }
+    });
+}
+
+#[test]
+fn gradients_are_the_slopes_of_the_loss() {
+    tiny::each_case(|what, _, ids, model, portable| {
+        let decoder = tiny::load(model, portable);
+        // All experts kept: the loss is smooth. A straight-through gate has no slope to compare with.
+        let gate = GateConfig { top_k: 3, ..GateConfig::default() };
+        let (mixture, vars) =
+            trainable(&decoder, model, Some(RouterConfig { gate, ..RouterConfig::default() }));
+        let (_, grads) = gradients(&decoder, ids, &mixture, &vars, Memory::Keep);
+        for (index, (var, grad)) in vars.iter().zip(&grads).enumerate() {
+            let start = var.as_detached_tensor().copy().unwrap();
+            let norm = grad.iter().map(|g| g * g).sum::<f32>().sqrt();
+            let direction: Vec<f32> = grad.iter().map(|g| g / norm).collect();
+            let direction = candle_core::Tensor::from_vec(direction, var.shape(), &Device::Cpu).unwrap();
+            let step = 1e-2;
+            let loss_at = |t: f64| {
+                var.set(&(&start + (&direction * t).unwrap()).unwrap()).unwrap();
+                f64::from(gradients(&decoder, ids, &mixture, &[], Memory::Recompute).0)
+            };
+            let slope = (loss_at(step) - loss_at(-step)) / (2.0 * step);
+            var.set(&start).unwrap();
+            let wanted = f64::from(norm);
+            assert!(
+                (slope - wanted).abs() <= 0.02 * wanted + 1e-4,
+                "{what}: variable {index}: slope {slope}, gradient {wanted}"
+            );
+        }
+    });
+}

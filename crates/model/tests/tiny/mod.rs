@@ -1,0 +1,134 @@
+//! Tiny models and adapters whose weights are a formula, and what transformers and PEFT compute with them.
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    reason = "test support: each test file uses its own part, and a fault is a panic"
+)]
+
+use std::{collections::BTreeMap, path::Path};
+
+use candle_core::Device;
+use mixse_model::{
+    decoder::{Decoder, LoadOptions, Precision},
+    expert::Expert,
+    files::{self, NamedTensor},
+    peft, random,
+    weights::Checkpoint,
+};
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+pub struct Fixtures {
+    pub ids: Vec<u32>,
+    pub cases: BTreeMap<String, Case>,
+}
+
+#[derive(Deserialize)]
+pub struct Case {
+    pub config: serde_json::Value,
+    pub shapes: BTreeMap<String, Vec<usize>>,
+    pub logits: Vec<Vec<f32>>,
+    pub greedy: Vec<u32>,
+    pub xlora_alpha: Vec<Vec<f32>>,
+    pub xlora_logits: Vec<Vec<f32>>,
+}
+
+pub fn fixtures() -> Fixtures {
+    serde_json::from_str(include_str!("../fixtures/agreement.json")).unwrap()
+}
+
+/// `values(name, shape, scale)` of `bench/fixtures.py`.
+pub fn formula(name: &str, len: usize, scale: f32) -> Vec<f32> {
+    let stream = random::stream(&[name]);
+    (0..len).map(|i| (random::uniform(7, stream, i as u64) * 2.0 - 1.0) * scale).collect()
+}
+
+pub fn write_model(case: &Case, dir: &Path) {
+    files::write_json(&dir.join("config.json"), &case.config).unwrap();
+    let data: Vec<(&String, &Vec<usize>, Vec<f32>)> = case
+        .shapes
+        .iter()
+        .map(|(name, shape)| {
+            let scale = if shape.len() > 1 { 0.1 } else { 0.5 };
+            (name, shape, formula(name, shape.iter().product(), scale))
+        })
+        .collect();
+    let tensors: Vec<NamedTensor<'_>> = data
+        .iter()
+        .map(|(name, shape, values)| NamedTensor { name: (*name).clone(), shape: (*shape).clone(), values })
+        .collect();
+    files::write_tensors(&dir.join("model.safetensors"), &tensors).unwrap();
+}
+
+/// `adapter(out, tag, rank, alpha)` of `bench/fixtures.py`.
+pub fn write_adapter(dir: &Path, tag: &str, rank: usize, alpha: usize) {
+    let (d, m, kv) = (64, 160, 32);
+    let mut data = Vec::new();
+    for layer in 0..2 {
+        for (path, k, n) in [
+            ("self_attn.q_proj", d, d),
+            ("self_attn.k_proj", d, kv),
+            ("self_attn.v_proj", d, kv),
+            ("self_attn.o_proj", d, d),
+            ("mlp.gate_proj", d, m),
+            ("mlp.up_proj", d, m),
+            ("mlp.down_proj", m, d),
+        ] {
+            let path = format!("base_model.model.model.layers.{layer}.{path}");
+            data.push((
+                format!("{path}.lora_A.weight"),
+                vec![rank, k],
+                formula(&format!("{tag}:{path}.A"), rank * k, 0.2),
+            ));
+            data.push((
+                format!("{path}.lora_B.weight"),
+                vec![n, rank],
+                formula(&format!("{tag}:{path}.B"), n * rank, 0.05),
+            ));
+        }
+    }
+    files::create_dir(dir).unwrap();
+    let tensors: Vec<NamedTensor<'_>> = data
+        .iter()
+        .map(|(name, shape, values)| NamedTensor { name: name.clone(), shape: shape.clone(), values })
+        .collect();
+    files::write_tensors(&dir.join("adapter_model.safetensors"), &tensors).unwrap();
+    let config = serde_json::json!({
+        "peft_type": "LORA", "r": rank, "lora_alpha": alpha,
+        "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    });
+    files::write_json(&dir.join("adapter_config.json"), &config).unwrap();
+}
+
+pub fn load(dir: &Path, portable: bool) -> Decoder {
+    let options = LoadOptions { precision: Precision::F32, device: Device::Cpu, portable };
+    Decoder::load(&Checkpoint::open(dir).unwrap(), &options).unwrap()
+}
+
+/// The three adapters of the fixtures, written beside `model` and read back.
+pub fn experts(model: &Path, decoder: &Decoder) -> Vec<Expert> {
+    [(4, 8), (4, 8), (3, 5)]
+        .into_iter()
+        .enumerate()
+        .map(|(i, (rank, alpha))| {
+            let dir = model.with_file_name(format!("e{i}"));
+            write_adapter(&dir, &format!("e{i}"), rank, alpha);
+            peft::read(&dir, &decoder.config).unwrap()
+        })
+        .collect()
+}
+
+/// Runs `test(what, case, ids, model directory, portable)` for every case and both bodies.
+pub fn each_case(test: impl Fn(&str, &Case, &[u32], &Path, bool)) {
+    let fixtures = fixtures();
+    for (name, case) in &fixtures.cases {
+        let dir = tempfile::tempdir().unwrap();
+        let model = dir.path().join("model");
+        files::create_dir(&model).unwrap();
+        write_model(case, &model);
+        for portable in [true, false] {
+            let what = format!("{name} ({})", if portable { "portable" } else { "fused" });
+            test(&what, case, &fixtures.ids, &model, portable);
+        }
+    }
+}

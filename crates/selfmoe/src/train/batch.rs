@@ -1,0 +1,227 @@
+//! From rows to batches: which rows a step takes, and how they lie in a forward pass.
+
+use std::{io::BufRead, path::Path, sync::Arc};
+
+use mixse_model::{
+    decoder::{Ragged, Target},
+    random,
+};
+use serde::{Deserialize, Serialize};
+
+use super::{Result, TrainConfig, TrainError};
+
+/// A tokenized row: the loss is on the target only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrainRow {
+    /// The prompt; at least one token.
+    pub prompt_ids: Vec<u32>,
+    /// The response, its end-of-sequence token included.
+    pub target_ids: Vec<u32>,
+}
+
+impl TrainRow {
+    /// Target tokens left when the row is cut after `max_tokens`.
+    pub(super) fn targets(&self, max_tokens: usize) -> usize {
+        self.target_ids.len().min(max_tokens.saturating_sub(self.prompt_ids.len()))
+    }
+
+    /// Tokens that the row sends through the model: the last target is predicted, never read.
+    fn tokens(&self, max_tokens: usize) -> usize {
+        self.prompt_ids.len() + self.targets(max_tokens) - 1
+    }
+}
+
+/// Reads rows of `{"prompt_ids": [..], "target_ids": [..]}`, one a line.
+///
+/// # Errors
+/// Names the file and the line.
+pub fn read_rows(path: &Path) -> Result<Vec<TrainRow>> {
+    let fault = |what: String| TrainError::Rows(format!("{}: {what}", path.display()));
+    let file = std::fs::File::open(path).map_err(|e| fault(e.to_string()))?;
+    let mut rows = Vec::new();
+    for (number, line) in std::io::BufReader::new(file).lines().enumerate() {
+        let line = line.map_err(|e| fault(format!("line {}: {e}", number + 1)))?;
+        if !line.trim().is_empty() {
+            rows.push(serde_json::from_str(&line).map_err(|e| fault(format!("line {}: {e}", number + 1)))?);
+        }
+    }
+    if rows.is_empty() {
+        return Err(fault("has no rows".into()));
+    }
+    Ok(rows)
+}
+
+/// Every row needs a token to predict from and a token to predict.
+pub(super) fn check_rows(rows: &[TrainRow], max_tokens: usize) -> Result<()> {
+    if rows.is_empty() {
+        return Err(TrainError::Rows("there are no rows to train on".into()));
+    }
+    for (index, row) in rows.iter().enumerate() {
+        if row.prompt_ids.is_empty() {
+            return Err(TrainError::Rows(format!("row {} has no prompt token", index + 1)));
+        }
+        if row.targets(max_tokens) == 0 {
+            return Err(TrainError::Rows(format!(
+                "row {} has no target tokens: {} prompt and {} target tokens with max_tokens = {max_tokens}",
+                index + 1,
+                row.prompt_ids.len(),
+                row.target_ids.len()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Which rows each optimiser step takes.
+pub(super) struct Plan {
+    rows: usize,
+    batch: usize,
+    steps_per_epoch: usize,
+    steps: usize,
+    shuffle: Option<u64>,
+}
+
+impl Plan {
+    pub(super) fn new(rows: usize, config: &TrainConfig, seed: u64) -> Self {
+        let steps_per_epoch = rows.div_ceil(config.batch_size);
+        let epochs = steps_per_epoch * config.epochs;
+        let steps = match (config.max_steps, epochs) {
+            (0, _) => epochs,
+            (limit, 0) => limit,
+            (limit, _) => epochs.min(limit),
+        };
+        Self {
+            rows,
+            batch: config.batch_size,
+            steps_per_epoch,
+            steps,
+            shuffle: config.shuffle.then_some(seed),
+        }
+    }
+
+    pub(super) fn steps(&self) -> usize {
+        self.steps
+    }
+
+    /// Indices of the rows of `step`. Shuffled: each epoch is a new order, its last batch takes what is left. In file order
+    /// the rows go round and round, every batch full.
+    pub(super) fn batch(&self, step: usize) -> Vec<usize> {
+        match self.shuffle {
+            None => (0..self.batch).map(|i| (step * self.batch + i) % self.rows).collect(),
+            Some(seed) => {
+                let (epoch, within) = (step / self.steps_per_epoch, step % self.steps_per_epoch);
+                let order = random::permutation(self.rows, seed, epoch as u64);
+                order.into_iter().skip(within * self.batch).take(self.batch).collect()
+            }
+        }
+    }
+}
+
+/// Cuts a batch into passes of at most `limit` tokens (a longer row stands alone). Rows are taken by length, so that
+/// passes are full and alike.
+pub(super) fn passes<'r>(rows: &[&'r TrainRow], max_tokens: usize, limit: usize) -> Vec<Vec<&'r TrainRow>> {
+    let mut rows = rows.to_vec();
+    rows.sort_by_key(|row| std::cmp::Reverse(row.tokens(max_tokens)));
+    let mut passes: Vec<Vec<&TrainRow>> = Vec::new();
+    let mut room = 0;
+    for row in rows {
+        let tokens = row.tokens(max_tokens);
+        if tokens > room {
+            passes.push(Vec::new());
+            room = limit.max(tokens);
+        }
+        room -= tokens;
+        if let Some(pass) = passes.last_mut() {
+            pass.push(row);
+        }
+    }
+    passes
+}
+
+/// Rows laid one after another: several sequences in one pass, without padding and without attention across them.
+pub(super) struct RaggedBatch {
+    pub(super) ids: Vec<u32>,
+    pub(super) ragged: Arc<Ragged>,
+    pub(super) targets: Vec<Target>,
+}
+
+/// Lays rows out.
+pub(super) fn ragged(rows: &[&TrainRow], max_tokens: usize) -> RaggedBatch {
+    let mut ids = Vec::new();
+    let mut targets = Vec::new();
+    for row in rows {
+        let kept = &row.target_ids[..row.targets(max_tokens)];
+        let first = ids.len() + row.prompt_ids.len() - 1;
+        ids.extend(&row.prompt_ids);
+        ids.extend(&kept[..kept.len() - 1]);
+        targets.extend(kept.iter().enumerate().map(|(i, &token)| Target { row: first + i, token }));
+    }
+    let ragged = Arc::new(Ragged::whole(rows.iter().map(|row| row.tokens(max_tokens))));
+    RaggedBatch { ids, ragged, targets }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(prompt: usize, target: usize) -> TrainRow {
+        TrainRow {
+            prompt_ids: (0..prompt as u32).collect(),
+            target_ids: (100..100 + target as u32).collect(),
+        }
+    }
+
+    #[test]
+    fn every_epoch_takes_every_row_once_in_another_order() {
+        let config = TrainConfig { epochs: 2, batch_size: 4, ..TrainConfig::default() };
+        let plan = Plan::new(10, &config, 5);
+        assert_eq!(plan.steps(), 6);
+        let epoch = |first: usize| (first..first + 3).flat_map(|s| plan.batch(s)).collect::<Vec<_>>();
+        let (first, second) = (epoch(0), epoch(3));
+        assert_ne!(first, second);
+        for mut order in [first, second] {
+            order.sort_unstable();
+            assert_eq!(order, (0..10).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn file_order_goes_round() {
+        let config =
+            TrainConfig { max_steps: 3, epochs: 0, batch_size: 2, shuffle: false, ..TrainConfig::default() };
+        let plan = Plan::new(3, &config, 0);
+        assert_eq!((0..plan.steps()).map(|s| plan.batch(s)).collect::<Vec<_>>(), [[0, 1], [2, 0], [1, 2]]);
+    }
+
+    #[test]
+    fn rows_lie_one_after_another_and_predict_their_targets() {
+        let (a, b) = (row(2, 3), row(1, 1));
+        let batch = ragged(&[&a, &b], 512);
+        assert_eq!(batch.ids, [0, 1, 100, 101, 0]);
+        assert_eq!(batch.ragged.positions, [0, 1, 2, 3, 0]);
+        let targets: Vec<_> = batch.targets.iter().map(|t| (t.row, t.token)).collect();
+        assert_eq!(targets, [(1, 100), (2, 101), (3, 102), (4, 100)]);
+    }
+
+    #[test]
+    fn long_rows_are_cut_and_rows_without_targets_refused() {
+        let long = row(4, 10);
+        assert_eq!(long.targets(6), 2);
+        assert_eq!(ragged(&[&long], 6).ids.len(), 5);
+        assert!(check_rows(&[row(3, 1), row(8, 2)], 8).unwrap_err().to_string().contains("row 2"));
+        assert!(check_rows(&[row(0, 1)], 8).unwrap_err().to_string().contains("no prompt"));
+        assert!(check_rows(&[row(3, 0)], 8).is_err());
+    }
+
+    #[test]
+    fn passes_hold_every_row_within_the_limit() {
+        let rows: Vec<TrainRow> = [5, 30, 7, 12, 3, 90].map(|n| row(n, 2)).into();
+        let rows: Vec<&TrainRow> = rows.iter().collect();
+        let passes = passes(&rows, 512, 40);
+        assert_eq!(passes.iter().map(Vec::len).sum::<usize>(), 6);
+        for pass in &passes {
+            let tokens: usize = pass.iter().map(|r| r.tokens(512)).sum();
+            assert!(tokens <= 40 || pass.len() == 1);
+        }
+    }
+}

@@ -1,0 +1,344 @@
+//! Training of experts and routers on a frozen base: AdamW on the language-model loss of the responses.
+//!
+//! A run is a pure function of the base, the starting parameters, the rows and [`TrainConfig`]: batches come from
+//! counter-based random numbers, sums are taken in a fixed order, and a state written to disk holds everything, so that a
+//! training that was killed continues bit for bit.
+
+mod batch;
+mod checks;
+mod schedule;
+mod state;
+
+use std::{ops::ControlFlow, path::Path};
+
+use candle_core::{Tensor, Var};
+use mixse_model::{
+    decoder::{Decoder, Memory, Wanted},
+    expert::Expert,
+    expert_set::ExpertSet,
+    mixture::{Mixture, Routing},
+    router::Router,
+};
+use serde::{Deserialize, Serialize};
+
+pub use batch::{TrainRow, read_rows};
+pub use checks::{CheckFailure, check_expert};
+pub use schedule::Schedule;
+
+use batch::Plan;
+use state::State;
+
+/// What can go wrong in training.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// The model, an adapter or a file.
+    #[error(transparent)]
+    Model(#[from] mixse_model::Error),
+    /// A tensor operation failed.
+    #[error("tensor operation failed: {0}")]
+    Tensor(#[from] candle_core::Error),
+    /// The rows cannot be trained on.
+    #[error("{0}")]
+    Rows(String),
+    /// The settings cannot be used.
+    #[error("training settings: {0}")]
+    Config(String),
+    /// The loss stopped being a number.
+    #[error(
+        "the loss became {loss} at step {step}: lower the learning rate (now {rate}) or look at the rows of that step"
+    )]
+    Diverged {
+        /// Step, from 1.
+        step: usize,
+        /// The loss.
+        loss: f32,
+        /// The learning rate.
+        rate: f64,
+    },
+    /// What came out does not do what an expert must do.
+    #[error("self-check after training failed: {0}")]
+    Check(#[from] CheckFailure),
+}
+
+/// The crate-wide result of training.
+pub type Result<T> = std::result::Result<T, TrainError>;
+
+/// Settings of a training run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainConfig {
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Passes over the rows.
+    pub epochs: usize,
+    /// Stop after so many optimiser steps, whatever `epochs` says; 0: no such limit.
+    pub max_steps: usize,
+    /// Rows of one optimiser step.
+    pub batch_size: usize,
+    /// Rows are cut after so many tokens (prompt and response together).
+    pub max_tokens: usize,
+    /// New order of the rows in each epoch; false: file order.
+    pub shuffle: bool,
+    /// How the learning rate moves.
+    pub schedule: Schedule,
+    /// Optimiser steps over which the learning rate rises from zero.
+    pub warmup_steps: usize,
+    /// Gradients are scaled down to this norm; 0: never.
+    pub clip_norm: f64,
+    /// AdamW's decoupled weight decay.
+    pub weight_decay: f64,
+    /// Tokens of one forward and backward pass: a batch with more is computed in pieces whose gradients are added.
+    pub pass_tokens: usize,
+    /// A state is written after so many optimiser steps.
+    pub save_every: usize,
+}
+
+impl Default for TrainConfig {
+    /// The paper's: 3 epochs of batches of 32 at 3e-4.
+    fn default() -> Self {
+        Self {
+            learning_rate: 3e-4,
+            epochs: 3,
+            max_steps: 0,
+            batch_size: 32,
+            max_tokens: 512,
+            shuffle: true,
+            schedule: Schedule::Constant,
+            warmup_steps: 0,
+            clip_norm: 0.0,
+            weight_decay: 0.0,
+            pass_tokens: 2048,
+            save_every: 20,
+        }
+    }
+}
+
+impl TrainConfig {
+    /// Everything that is wrong with the settings; empty when they are fine.
+    pub fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        let mut need = |fine: bool, what: String| {
+            if !fine {
+                faults.push(what);
+            }
+        };
+        need(
+            self.learning_rate.is_finite() && self.learning_rate > 0.0,
+            format!("learning_rate = {} must be above 0", self.learning_rate),
+        );
+        need(
+            self.epochs > 0 || self.max_steps > 0,
+            "epochs and max_steps are both 0: nothing would be trained".into(),
+        );
+        need(self.batch_size > 0, "batch_size = 0 must be at least 1".into());
+        need(self.max_tokens >= 2, format!("max_tokens = {} must be at least 2", self.max_tokens));
+        need(self.pass_tokens > 0, "pass_tokens = 0 must be at least 1".into());
+        need(self.save_every > 0, "save_every = 0 must be at least 1".into());
+        need(
+            self.clip_norm.is_finite() && self.clip_norm >= 0.0,
+            format!("clip_norm = {} must be 0 or above", self.clip_norm),
+        );
+        need(
+            (0.0..1.0).contains(&self.weight_decay),
+            format!("weight_decay = {} must lie in 0..1", self.weight_decay),
+        );
+        faults
+    }
+}
+
+/// How a step went.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepReport {
+    /// Optimiser steps done, from 1.
+    pub step: usize,
+    /// Optimiser steps in all.
+    pub steps: usize,
+    /// Mean loss over the batch's target tokens, before the step.
+    pub loss: f32,
+    /// Tokens that went through the model in this step.
+    pub tokens: usize,
+}
+
+/// What a training needs besides settings.
+#[derive(Clone, Copy)]
+pub struct Job<'a> {
+    /// The frozen base.
+    pub decoder: &'a Decoder,
+    /// Rows to train on.
+    pub rows: &'a [TrainRow],
+    /// Settings.
+    pub config: &'a TrainConfig,
+    /// Of the order of rows.
+    pub seed: u64,
+    /// What a pass keeps for its backward.
+    pub memory: Memory,
+    /// Where the state is kept while training; `None`: it cannot be continued. The caller removes it when the result is safe.
+    pub state: Option<&'a Path>,
+}
+
+/// Called after every step; `Break` stops the training after the state was written.
+pub type Progress<'p> = &'p mut dyn FnMut(StepReport) -> ControlFlow<()>;
+
+/// How a training ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome<T> {
+    /// All steps are done: the result and the loss of every step.
+    Done(T, Vec<f32>),
+    /// Stopped by the progress callback; the state holds what was done.
+    Stopped,
+}
+
+/// Trains an expert from the values it has.
+pub fn train_expert(job: Job<'_>, start: &Expert, progress: Progress<'_>) -> Result<Outcome<Expert>> {
+    let set = ExpertSet::new(std::slice::from_ref(start), &job.decoder.config, job.decoder.device())?;
+    let (set, vars) = set.trainable()?;
+    let mixture = Mixture::all(set);
+    let wanted = Wanted { experts: true, gates: false };
+    Ok(match optimise(job, &mixture, &vars, wanted, progress)? {
+        Outcome::Done((), losses) => Outcome::Done(mixture.experts.extract(0, start)?, losses),
+        Outcome::Stopped => Outcome::Stopped,
+    })
+}
+
+/// Trains a router over frozen experts.
+pub fn train_router(
+    job: Job<'_>,
+    experts: &ExpertSet,
+    start: &Router,
+    progress: Progress<'_>,
+) -> Result<Outcome<Router>> {
+    let (router, vars) = start.trainable()?;
+    let mixture = Mixture { experts: experts.clone(), routing: Routing::Learned(router) };
+    let wanted = Wanted { experts: false, gates: true };
+    Ok(match optimise(job, &mixture, &vars, wanted, progress)? {
+        Outcome::Done((), losses) => Outcome::Done(router_from(start, &vars)?, losses),
+        Outcome::Stopped => Outcome::Stopped,
+    })
+}
+
+/// Trains experts and router together (the paper's joint-training baseline).
+pub fn train_jointly(
+    job: Job<'_>,
+    experts: &[Expert],
+    start: &Router,
+    progress: Progress<'_>,
+) -> Result<Outcome<(Vec<Expert>, Router)>> {
+    let set = ExpertSet::new(experts, &job.decoder.config, job.decoder.device())?;
+    let (set, mut vars) = set.trainable()?;
+    let (router, router_vars) = start.trainable()?;
+    vars.extend(router_vars.iter().cloned());
+    let mixture = Mixture { experts: set, routing: Routing::Learned(router) };
+    let wanted = Wanted { experts: true, gates: true };
+    Ok(match optimise(job, &mixture, &vars, wanted, progress)? {
+        Outcome::Done((), losses) => {
+            let trained = experts
+                .iter()
+                .enumerate()
+                .map(|(index, like)| mixture.experts.extract(index, like))
+                .collect::<mixse_model::Result<Vec<_>>>()?;
+            Outcome::Done((trained, router_from(start, &router_vars)?), losses)
+        }
+        Outcome::Stopped => Outcome::Stopped,
+    })
+}
+
+/// The router with the values that its variables hold now.
+fn router_from(start: &Router, vars: &[Var]) -> Result<Router> {
+    let mut router = start.clone();
+    for (place, var) in router.weights.iter_mut().zip(vars) {
+        *place = var.as_detached_tensor().copy()?;
+    }
+    if router.bias.is_some() {
+        router.bias = vars.last().map(|v| v.as_detached_tensor().copy()).transpose()?;
+    }
+    Ok(router)
+}
+
+/// The optimiser loop: `vars` are the variables inside `mixture`.
+fn optimise(
+    job: Job<'_>,
+    mixture: &Mixture,
+    vars: &[Var],
+    wanted: Wanted,
+    progress: Progress<'_>,
+) -> Result<Outcome<()>> {
+    let faults = job.config.faults();
+    if !faults.is_empty() {
+        return Err(TrainError::Config(faults.join("; ")));
+    }
+    batch::check_rows(job.rows, job.config.max_tokens)?;
+    let plan = Plan::new(job.rows.len(), job.config, job.seed);
+    let mut state = State::load_or_start(&job, vars)?;
+    for (var, values) in vars.iter().zip(&state.values) {
+        set(var, values)?;
+    }
+    while state.losses.len() < plan.steps() {
+        let step = state.losses.len();
+        let rows: Vec<&TrainRow> = plan.batch(step).into_iter().map(|index| &job.rows[index]).collect();
+        let (loss, tokens, mut grads) = gradients(&job, mixture, vars, wanted, &rows)?;
+        let rate = job.config.learning_rate
+            * schedule::factor(job.config.schedule, job.config.warmup_steps, step, plan.steps());
+        if !loss.is_finite() {
+            return Err(TrainError::Diverged { step: step + 1, loss, rate });
+        }
+        clip(&mut grads, job.config.clip_norm);
+        state.update(&grads, rate, job.config.weight_decay);
+        state.losses.push(loss);
+        for (var, values) in vars.iter().zip(&state.values) {
+            set(var, values)?;
+        }
+        let report = StepReport { step: step + 1, steps: plan.steps(), loss, tokens };
+        let stop = progress(report).is_break();
+        if (step + 1) % job.config.save_every == 0 || stop {
+            state.save(&job)?;
+        }
+        if stop {
+            return Ok(Outcome::Stopped);
+        }
+    }
+    Ok(Outcome::Done((), state.losses))
+}
+
+fn set(var: &Var, values: &[f32]) -> Result<()> {
+    Ok(var.set(&Tensor::from_slice(values, var.shape(), var.device())?)?)
+}
+
+/// Mean loss of a batch, tokens that went through the model, and the gradient of each variable.
+fn gradients(
+    job: &Job<'_>,
+    mixture: &Mixture,
+    vars: &[Var],
+    wanted: Wanted,
+    rows: &[&TrainRow],
+) -> Result<(f32, usize, Vec<Vec<f32>>)> {
+    let mut sums: Vec<Vec<f32>> = vars.iter().map(|v| vec![0.0; v.elem_count()]).collect();
+    let (mut loss, mut tokens) = (0f64, 0);
+    let targets_in_all: usize = rows.iter().map(|r| r.targets(job.config.max_tokens)).sum();
+    for pass in batch::passes(rows, job.config.max_tokens, job.config.pass_tokens) {
+        let batch = batch::ragged(&pass, job.config.max_tokens);
+        tokens += batch.ids.len();
+        let hidden = job.decoder.hidden(&batch.ids, &batch.ragged, Some(mixture), job.memory, wanted)?;
+        let part = job.decoder.loss(&hidden, &batch.targets, 1.0 / targets_in_all as f32)?;
+        loss += f64::from(part.to_scalar::<f32>()?);
+        let grads = part.backward()?;
+        for (sum, var) in sums.iter_mut().zip(vars) {
+            if let Some(grad) = grads.get(var) {
+                let grad = grad.flatten_all()?.to_vec1::<f32>()?;
+                sum.iter_mut().zip(grad).for_each(|(s, g)| *s += g);
+            }
+        }
+    }
+    Ok((loss as f32, tokens, sums))
+}
+
+/// Scales all gradients down together so that their norm is at most `limit`; 0: leaves them alone.
+fn clip(grads: &mut [Vec<f32>], limit: f64) {
+    if limit == 0.0 {
+        return;
+    }
+    let norm = grads.iter().flatten().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>().sqrt();
+    if norm > limit {
+        let factor = (limit / norm) as f32;
+        grads.iter_mut().flatten().for_each(|g| *g *= factor);
+    }
+}

@@ -1,0 +1,113 @@
+//! Parameters, moments and losses of a training, in memory and on disk.
+
+use std::path::Path;
+
+use candle_core::Var;
+use mixse_kernels::adamw::{AdamW, adamw};
+use mixse_model::files::{self, NamedTensor};
+
+use super::{Job, Result, TrainError};
+
+/// AdamW's usual constants (Loshchilov and Hutter 2019).
+const BETA1: f32 = 0.9;
+const BETA2: f32 = 0.999;
+const EPSILON: f32 = 1e-8;
+
+const TENSORS: &str = "state.safetensors";
+
+/// Everything that the next step depends on.
+pub(super) struct State {
+    pub(super) values: Vec<Vec<f32>>,
+    first_moments: Vec<Vec<f32>>,
+    second_moments: Vec<Vec<f32>>,
+    /// One a step done.
+    pub(super) losses: Vec<f32>,
+}
+
+impl State {
+    /// The state in the job's directory, or the start.
+    pub(super) fn load_or_start(job: &Job<'_>, vars: &[Var]) -> Result<Self> {
+        let values =
+            vars.iter().map(|v| Ok(v.flatten_all()?.to_vec1::<f32>()?)).collect::<Result<Vec<_>>>()?;
+        let zeros = || values.iter().map(|v| vec![0.0; v.len()]).collect::<Vec<_>>();
+        let start = Self { first_moments: zeros(), second_moments: zeros(), values, losses: Vec::new() };
+        match job.state {
+            Some(dir) if dir.join(TENSORS).exists() => start.load(&dir.join(TENSORS)),
+            _ => Ok(start),
+        }
+    }
+
+    /// One AdamW step.
+    pub(super) fn update(&mut self, grads: &[Vec<f32>], rate: f64, weight_decay: f64) {
+        let settings = AdamW {
+            lr: rate as f32,
+            beta1: BETA1,
+            beta2: BETA2,
+            eps: EPSILON,
+            weight_decay: weight_decay as f32,
+            step: self.losses.len() as u32 + 1,
+        };
+        for (((values, grad), m), v) in
+            self.values.iter_mut().zip(grads).zip(&mut self.first_moments).zip(&mut self.second_moments)
+        {
+            adamw(values, grad, m, v, settings);
+        }
+    }
+
+    /// Writes the state, atomically: one file, so that there is never half a state.
+    pub(super) fn save(&self, job: &Job<'_>) -> Result<()> {
+        let Some(dir) = job.state else { return Ok(()) };
+        files::create_dir(dir)?;
+        let mut tensors =
+            vec![NamedTensor { name: "losses".into(), shape: vec![self.losses.len()], values: &self.losses }];
+        for (kind, group) in self.groups() {
+            tensors.extend(group.iter().enumerate().map(|(index, values)| NamedTensor {
+                name: format!("{kind}.{index}"),
+                shape: vec![values.len()],
+                values,
+            }));
+        }
+        Ok(files::write_tensors(&dir.join(TENSORS), &tensors)?)
+    }
+
+    fn groups(&self) -> [(&'static str, &Vec<Vec<f32>>); 3] {
+        [
+            ("value", &self.values),
+            ("first_moment", &self.first_moments),
+            ("second_moment", &self.second_moments),
+        ]
+    }
+
+    /// Takes every tensor from the file; `self` gives the expected sizes.
+    fn load(mut self, path: &Path) -> Result<Self> {
+        let fault = |what: String| {
+            TrainError::Model(mixse_model::Error::invalid(
+                path,
+                format!("{what}: remove the file to start this training again"),
+            ))
+        };
+        let mut tensors: std::collections::HashMap<String, Vec<f32>> =
+            files::read_tensors(path)?.into_iter().map(|t| (t.name, t.values)).collect();
+        let mut take =
+            |name: String| tensors.remove(&name).ok_or_else(|| fault(format!("has no tensor `{name}`")));
+        self.losses = take("losses".into())?;
+        for (kind, group) in [
+            ("value", &mut self.values),
+            ("first_moment", &mut self.first_moments),
+            ("second_moment", &mut self.second_moments),
+        ] {
+            for (index, place) in group.iter_mut().enumerate() {
+                let values = take(format!("{kind}.{index}"))?;
+                if values.len() != place.len() {
+                    return Err(fault(format!(
+                        "`{kind}.{index}` has {} values instead of {}",
+                        values.len(),
+                        place.len()
+                    )));
+                }
+                *place = values;
+            }
+        }
+        Ok(self)
+    }
+}
