@@ -1,7 +1,7 @@
 //! Evaluation: what a model's answers are worth.
 //!
 //! [`checks`] scores a domain's own check set, [`answers`] says what counts as right, [`sandbox`] runs generated code,
-//! [`stats`] says how much a difference means.
+//! [`stats`] says how much a difference means, [`tasks`] are the benchmarks.
 
 pub mod answers;
 pub mod checks;
@@ -10,5 +10,6 @@ pub mod report;
 pub mod rows;
 pub mod sandbox;
 pub mod stats;
+pub mod tasks;
 
 pub use error::{Error, Result};

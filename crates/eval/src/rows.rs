@@ -3,7 +3,7 @@
 use std::{
     fs::{File, OpenOptions},
     io::{BufRead, BufReader, Read, Seek, SeekFrom, Write},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use serde::{Serialize, de::DeserializeOwned};
@@ -85,17 +85,17 @@ fn line<T: Serialize>(path: &Path, row: &T) -> Result<Vec<u8>> {
 
 /// Appends rows to a file, one line each, in one write.
 #[derive(Debug)]
-pub struct Appender<'a> {
-    path: &'a Path,
+pub struct Appender {
+    path: PathBuf,
     file: File,
 }
 
-impl<'a> Appender<'a> {
+impl Appender {
     /// Opens or makes the file (and its directory), and cuts off an unfinished last line.
     ///
     /// # Errors
     /// It cannot be opened or written.
-    pub fn open(path: &'a Path) -> Result<Self> {
+    pub fn open(path: &Path) -> Result<Self> {
         let fail = |e| Error::io(path, e);
         if let Some(directory) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
             std::fs::create_dir_all(directory).map_err(|e| Error::io(directory, e))?;
@@ -112,7 +112,7 @@ impl<'a> Appender<'a> {
         let whole = bytes.iter().rposition(|&b| b == b'\n').map_or(0, |i| i + 1) as u64;
         file.set_len(whole).map_err(fail)?;
         file.seek(SeekFrom::End(0)).map_err(fail)?;
-        Ok(Self { path, file })
+        Ok(Self { path: path.to_owned(), file })
     }
 
     /// Appends one row.
@@ -120,8 +120,8 @@ impl<'a> Appender<'a> {
     /// # Errors
     /// It cannot be written.
     pub fn append<T: Serialize>(&mut self, row: &T) -> Result<()> {
-        let line = line(self.path, row)?;
-        self.file.write_all(&line).map_err(|e| Error::io(self.path, e))
+        let line = line(&self.path, row)?;
+        self.file.write_all(&line).map_err(|e| Error::io(&self.path, e))
     }
 }
 
