@@ -95,7 +95,8 @@ pub(super) fn ask(
         return Err(e);
     }
     let answers: Option<Vec<Answer>> = known.into_iter().collect();
-    let answers = answers.ok_or_else(|| Error::Invalid("the model left a request without an answer".into()))?;
+    let answers =
+        answers.ok_or_else(|| Error::Invalid("the model left a request without an answer".into()))?;
     cache.extend(keys.into_iter().zip(answers.iter().cloned()));
     Ok(Answers { answers, truncated })
 }
@@ -219,7 +220,9 @@ fn without_context(tokenizer: &Tokenizer, continuation: &str) -> Result<Tokens> 
     let mut tokens = tokenizer.encode(continuation, Bos::Never)?;
     let first = tokenizer.bos().or_else(|| tokenizer.eos().first().copied());
     match (first, tokens.first()) {
-        (Some(first), Some(&own)) if first != own => Ok(Tokens { context: vec![first], continuation: tokens }),
+        (Some(first), Some(&own)) if first != own => {
+            Ok(Tokens { context: vec![first], continuation: tokens })
+        }
         (_, Some(_)) if tokens.len() > 1 => {
             let continuation = tokens.split_off(1);
             Ok(Tokens { context: tokens, continuation })

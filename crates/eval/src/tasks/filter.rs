@@ -91,7 +91,7 @@ mod tests {
             assert_eq!(Filter::regex("x", pattern, which).unwrap().apply(text, ""), expected, "{text}");
         };
         let strict = r"The answer is (\-?[0-9\.\,]+).";
-        check(strict, Which::First, "The answer is 12. The answer is 13.", "12");
+        check(strict, Which::First, "The answer is 12. The answer is 13.", "12.");
         check(strict, Which::First, "The answer is 12", "1");
         check(strict, Which::First, "The answer is twelve", INVALID);
         let flexible = r"(-?[$0-9.,]{2,})|(-?[0-9]+)";

@@ -44,7 +44,8 @@ pub fn equal(answer: &str, gold: &str) -> bool {
     if answer.is_empty() {
         return false;
     }
-    answer == gold || value(answer).zip(value(gold)).is_some_and(|(a, b)| (a - b).abs() < 1e-9 * b.abs().max(1.0))
+    answer == gold
+        || value(answer).zip(value(gold)).is_some_and(|(a, b)| (a - b).abs() < 1e-9 * b.abs().max(1.0))
 }
 
 /// The value of a plain number, `\frac{a}{b}` or `a/b`.

@@ -47,7 +47,9 @@ pub fn write(
             result.samples.iter().map(|s| sample(&result.task, s)).collect::<Result<_>>()?;
         let hash: String = lines
             .iter()
-            .flat_map(|l| ["doc_hash", "prompt_hash", "target_hash"].map(|k| l[k].as_str().unwrap_or_default()))
+            .flat_map(|l| {
+                ["doc_hash", "prompt_hash", "target_hash"].map(|k| l[k].as_str().unwrap_or_default())
+            })
             .collect();
         hashes.insert(result.task.name.clone(), sha256(&hash).into());
         if log_samples {

@@ -27,7 +27,8 @@ impl PythonRandom {
         let (mut i, mut j) = (1, 0);
         for _ in 0..N.max(key.len()) {
             let before = state[i - 1] ^ (state[i - 1] >> 30);
-            state[i] = (state[i] ^ before.wrapping_mul(1_664_525)).wrapping_add(key[j]).wrapping_add(j as u32);
+            state[i] =
+                (state[i] ^ before.wrapping_mul(1_664_525)).wrapping_add(key[j]).wrapping_add(j as u32);
             i += 1;
             j = (j + 1) % key.len();
             if i >= N {

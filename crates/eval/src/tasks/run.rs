@@ -249,9 +249,7 @@ impl Planned {
             Kind::Choice(_) => {
                 let delimiter = self.task.choice_delimiter(chat.is_some());
                 let choices = self.task.items[row].choices.iter();
-                choices
-                    .map(|c| (prompt.clone(), Argument::Continuation(format!("{delimiter}{c}"))))
-                    .collect()
+                choices.map(|c| (prompt.clone(), Argument::Continuation(format!("{delimiter}{c}")))).collect()
             }
             Kind::Generate(g) => {
                 vec![(prompt, Argument::Generation { until: g.until.clone(), max_tokens: g.max_tokens })]
@@ -295,7 +293,13 @@ pub fn evaluate(
             let started = std::time::Instant::now();
             let (tasks, truncated) = one(settings, contender, &planned, sandbox, &mut cache, progress)?;
             let seconds = started.elapsed().as_secs_f64();
-            Ok(Evaluated { contender: contender.name.clone(), tasks, skipped: skipped.clone(), truncated, seconds })
+            Ok(Evaluated {
+                contender: contender.name.clone(),
+                tasks,
+                skipped: skipped.clone(),
+                truncated,
+                seconds,
+            })
         })
         .collect()
 }
@@ -335,12 +339,9 @@ fn one(
         let attempts = plan.attempts(&settings.attempts);
         let responses: Vec<Vec<Answer>> =
             arguments.iter().map(|a| answers.by_ref().take(a.len() * attempts).collect()).collect();
-        let samples = judge::judge(&plan.task, &plan.rows, arguments, responses, &settings.attempts, sandbox)?;
-        results.push(TaskResult {
-            task: plan.task.clone(),
-            num_fewshot: plan.fewshot.count,
-            samples,
-        });
+        let samples =
+            judge::judge(&plan.task, &plan.rows, arguments, responses, &settings.attempts, sandbox)?;
+        results.push(TaskResult { task: plan.task.clone(), num_fewshot: plan.fewshot.count, samples });
     }
     Ok((results, answered.truncated))
 }

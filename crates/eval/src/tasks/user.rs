@@ -26,7 +26,7 @@
 
 use std::path::Path;
 
-use minijinja::{Environment, UndefinedBehavior, Value as Jinja};
+use minijinja::{Environment, UndefinedBehavior, syntax::SyntaxConfig, value::Serde};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -111,8 +111,7 @@ struct FilterFile {
 /// The file or its data is missing or malformed (file, and line or key), or a template refers to a missing field.
 pub fn read(path: &Path) -> Result<Task> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-    let file: File =
-        toml::from_str(&text).map_err(|e| Error::Invalid(format!("{}: {e}", path.display())))?;
+    let file: File = toml::from_str(&text).map_err(|e| Error::Invalid(format!("{}: {e}", path.display())))?;
     let directory = path.parent().unwrap_or(Path::new("."));
     let kind = match (&file.choices, &file.generate) {
         (Some(_), None) => Kind::Choice(ChoiceMetrics::AccuracyAndNormalised),
@@ -186,7 +185,8 @@ impl<'f> Templates<'f> {
     fn new(file: &'f File, path: &Path) -> Result<Self> {
         let mut environment = Environment::new();
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
-        environment.set_keep_trailing_newline(true);
+        let syntax = SyntaxConfig::builder().keep_trailing_newline(true).build();
+        environment.set_syntax(syntax.map_err(|e| Error::Invalid(e.to_string()))?);
         let mut sources = vec![("prompt", &file.prompt), ("answer", &file.answer)];
         if let Some(Choices::Template(choices)) = &file.choices {
             sources.push(("choices", choices));
@@ -201,7 +201,7 @@ impl<'f> Templates<'f> {
 
     fn text(&self, name: &str, row: &Value) -> Result<String, String> {
         let template = self.environment.get_template(name).map_err(|e| e.to_string())?;
-        template.render(Jinja::from_serialize(row)).map_err(|e| format!("{name}: {e}"))
+        template.render(Serde(row)).map_err(|e| format!("{name}: {e}"))
     }
 
     /// The value of a template that is one expression, or of its text read as JSON.
@@ -209,7 +209,7 @@ impl<'f> Templates<'f> {
         let inner = source.trim().strip_prefix("{{").and_then(|s| s.strip_suffix("}}"));
         let Some(expression) = inner.filter(|e| !e.contains("{{")) else { return Ok(None) };
         let value = self.environment.compile_expression(expression).map_err(|e| format!("{name}: {e}"))?;
-        let value = value.eval(Jinja::from_serialize(row)).map_err(|e| format!("{name}: {e}"))?;
+        let value = value.eval(Serde(row)).map_err(|e| format!("{name}: {e}"))?;
         if value.kind() != minijinja::value::ValueKind::Seq {
             return Ok(None);
         }
@@ -262,9 +262,9 @@ impl<'f> Templates<'f> {
 fn index(answer: &str, choices: &[String]) -> Result<usize, String> {
     let answer = answer.trim();
     let found = choices.iter().position(|c| c == answer);
-    found
-        .or_else(|| answer.parse().ok().filter(|i| *i < choices.len()))
-        .ok_or_else(|| format!("answer: {answer:?} is neither a choice nor the index of one of {}", choices.len()))
+    found.or_else(|| answer.parse().ok().filter(|i| *i < choices.len())).ok_or_else(|| {
+        format!("answer: {answer:?} is neither a choice nor the index of one of {}", choices.len())
+    })
 }
 
 #[cfg(test)]
@@ -291,7 +291,8 @@ mod tests {
         let generated = format!(
             "{HEAD}answer = \"{{{{ a }}}}\"\n[generate]\nuntil = []\nmax_tokens = 5\nmetric = \"exact_match\"\n"
         );
-        let found = task(&generated, "{\"q\":\"x\",\"a\":[\"u\",\"v\"]}\n{\"q\":\"y\",\"a\":\"w\"}\n").unwrap();
+        let found =
+            task(&generated, "{\"q\":\"x\",\"a\":[\"u\",\"v\"]}\n{\"q\":\"y\",\"a\":\"w\"}\n").unwrap();
         assert_eq!(found.items[0].gold, Gold::AnyOf(vec!["u".into(), "v".into()]));
         assert_eq!(found.items[1].gold, Gold::Text("w".into()));
     }

@@ -250,7 +250,7 @@ fn answers(field: &str, value: &Value) -> Result<(Vec<String>, Vec<bool>), Strin
             Row(value.clone()).texts("choices").map_err(|e| format!("{e} ({choices})"))?;
         return if choices.len() == labels.len() { Ok((choices, labels)) } else { Err(bad()) };
     }
-    let pairs: Result<Vec<_>, _> = object.iter().map(|(k, v)| Ok((k.clone(), label(v)?))).collect();
-    let pairs = pairs?;
+    let pair = |(k, v): (&String, &Value)| label(v).map(|label| (k.clone(), label));
+    let pairs: Vec<(String, bool)> = object.iter().map(pair).collect::<Result<_, String>>()?;
     if pairs.is_empty() { Err(bad()) } else { Ok(pairs.into_iter().unzip()) }
 }

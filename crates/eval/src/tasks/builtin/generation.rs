@@ -6,9 +6,9 @@ use crate::{
     tasks::{
         filter::{Filter, Step, Which},
         math,
-        text::strip,
         metric::ExactMatch,
         task::{CodeMetric, Generate, Gold, Item, Judge, Kind, Sampler, Shot, Task},
+        text::strip,
     },
 };
 
@@ -86,8 +86,9 @@ const THINK: &str = "A: Let's think step by step.";
 /// A task per kind of problem, in alphabetical order.
 pub(super) fn bbh(data: &BenchData) -> Result<Vec<Task>> {
     let prompts = data.rows("fewshot/bbh_cot_3shot.jsonl", |row| {
-        let (description, shots) = bbh_prompt(&row.text("prompt")?)
-            .ok_or("the prompt must be a description and examples \"Q: …\\nA: Let's think step by step. …\"")?;
+        let (description, shots) = bbh_prompt(&row.text("prompt")?).ok_or(
+            "the prompt must be a description and examples \"Q: …\\nA: Let's think step by step. …\"",
+        )?;
         Ok((row.text("task")?, description, shots))
     })?;
     let rows = data.rows("bbh.jsonl", |row| {
@@ -181,8 +182,7 @@ pub(super) fn mbpp(data: &BenchData) -> Result<Task> {
             Ok(Shot { question: question(row)?, answer: format!("{}\n[DONE]", row.text("code")?) })
         })?,
         default_shots: 3,
-        items: data
-            .rows("mbpp.jsonl", |row| Ok(item(row, question(row)?, Gold::Tests(tests(row)?))))?,
+        items: data.rows("mbpp.jsonl", |row| Ok(item(row, question(row)?, Gold::Tests(tests(row)?))))?,
         ..task("mbpp", 1.0, generate)
     })
 }

@@ -140,7 +140,10 @@ impl Row {
 
     fn text(&self, name: &str) -> Result<String, String> {
         let value = self.field(name)?;
-        value.as_str().map(Into::into).ok_or_else(|| format!("the field {name:?} must be a text, not {value}"))
+        value
+            .as_str()
+            .map(Into::into)
+            .ok_or_else(|| format!("the field {name:?} must be a text, not {value}"))
     }
 
     fn index(&self, name: &str) -> Result<usize, String> {
@@ -198,7 +201,9 @@ mod tests {
 
     #[test]
     fn files_and_names_are_checked() {
-        assert!(BenchData::open(Path::new("/no/such")).unwrap_err().to_string().contains("no such directory"));
+        assert!(
+            BenchData::open(Path::new("/no/such")).unwrap_err().to_string().contains("no such directory")
+        );
         let directory = tempfile::tempdir().unwrap();
         let data = BenchData::open(directory.path()).unwrap();
         assert!(data.tasks("mnlu").unwrap_err().to_string().contains("unknown task \"mnlu\""));
