@@ -12,6 +12,7 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod ceilings;
 pub mod gemm;
 pub mod isa;
 mod lanes;

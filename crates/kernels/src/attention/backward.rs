@@ -119,8 +119,8 @@ impl Operands<'_> {
                     // SAFETY: `cols` rows of keys and values of `dim` elements begin at `at`; the blocks have the sizes
                     // that they were cut to; gradients of this segment and head belong to this task.
                     unsafe {
-                        transpose_rows(self.k[at..].as_ptr(), width, cols, dim, keys, 0);
-                        transpose_rows(self.v[at..].as_ptr(), width, cols, dim, values, 0);
+                        transpose_rows(self.isa, self.k[at..].as_ptr(), width, (cols, dim), keys, 0);
+                        transpose_rows(self.isa, self.v[at..].as_ptr(), width, (cols, dim), values, 0);
                         block(queries, dim, 1, dim).times(keys.as_ptr(), TILE, square(p), false);
                         block(douts, dim, 1, dim).times(values.as_ptr(), TILE, square(ds), false);
                     }

@@ -200,7 +200,7 @@ impl Rows<'_> {
         let mut col = first;
         runs(&mut |run| {
             // SAFETY: a run holds `len` rows of `dim` elements.
-            unsafe { transpose_rows(run.k, run.row, run.len, dim, self.keys, col) };
+            unsafe { transpose_rows(self.isa, run.k, run.row, (run.len, dim), self.keys, col) };
             col += run.len;
         });
         let queries = Block { isa: self.isa, a: self.queries, a_row: dim, a_col: 1, depth: dim };

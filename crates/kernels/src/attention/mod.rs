@@ -17,9 +17,8 @@ pub use forward::{attention, attention_paged};
 
 use std::ops::Range;
 
-use crate::gemm::Matrix;
-use crate::gemm::strided;
 use crate::gemm::tile::Strided;
+use crate::gemm::{Matrix, strided, transpose_with};
 use crate::isa::Isa;
 
 /// Keys in a tile.
@@ -136,25 +135,21 @@ struct Run {
     len: usize,
 }
 
-/// `to = [width][TILE]`, the transpose of some rows of `width` elements, from column `col` on.
+/// `to = [dim][TILE]` from column `col` on: the transpose of a run's keys or values.
 ///
 /// # Safety
-/// `from` has `rows` rows of `width` elements, `row` apart; `col + rows <= TILE`.
+/// `from` has `rows` rows of `dim` elements, `row` apart; `col + rows <= TILE`; `isa` is available.
 unsafe fn transpose_rows(
+    isa: Isa,
     from: *const f32,
     row: usize,
-    rows: usize,
-    width: usize,
+    (rows, dim): (usize, usize),
     to: &mut [f32],
     col: usize,
 ) {
-    for i in 0..rows {
-        // SAFETY: the caller's promise.
-        let from = unsafe { std::slice::from_raw_parts(from.add(i * row), width) };
-        for (to, from) in to[col + i..].iter_mut().step_by(TILE).zip(from) {
-            *to = *from;
-        }
-    }
+    assert!(col + rows <= TILE && to.len() == dim * TILE, "a tile of {dim} x {TILE}");
+    // SAFETY: the caller's promise, and the assertion.
+    unsafe { transpose_with(isa, (rows, dim), from, row, to.as_mut_ptr().add(col), TILE) }
 }
 
 /// `out (+)= a · b` for row-major blocks inside slices: `a` `[rows, depth]` or, transposed, `[depth, rows]`.

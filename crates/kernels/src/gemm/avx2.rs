@@ -119,6 +119,18 @@ unsafe impl Vector for Avx2 {
     }
 
     #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn transpose(rows: usize, cols: usize, from: *const f32, from_row: usize, to: *mut f32, to_row: usize) {
+        unsafe {
+            let mut a = [_mm256_setzero_ps(); 8];
+            for (i, a) in a.iter_mut().enumerate().take(rows) {
+                *a = Self::load_first(from.add(i * from_row), cols).0;
+            }
+            for (j, column) in transposed(a).into_iter().enumerate().take(cols) {
+                Self(column).store_first(to.add(j * to_row), rows);
+            }
+        }
+    }
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn tile<A: Left, S: Source<Self>, const M: usize, const P: usize>(
         depth: usize,
         a: A,
@@ -132,7 +144,37 @@ unsafe impl Vector for Avx2 {
         unsafe { tile::dots::<Avx2, J>(len, x, rows, row, out) }
     }
     #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn chains(rounds: usize) -> f32 {
+        unsafe { tile::chains::<Avx2>(rounds) }
+    }
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn unpack<S: Source<Self>>(source: S, range: Range<usize>, to: *mut f32) {
         unsafe { tile::unpack(source, range, to) }
     }
+}
+
+/// Rows become columns: pairs of 1, 2 and 4 lanes change places.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn transposed(a: [__m256; 8]) -> [__m256; 8] {
+    let mut b = a;
+    for i in 0..4 {
+        b[2 * i] = _mm256_unpacklo_ps(a[2 * i], a[2 * i + 1]);
+        b[2 * i + 1] = _mm256_unpackhi_ps(a[2 * i], a[2 * i + 1]);
+    }
+    let mut c = b;
+    for i in 0..2 {
+        let (w, x) = (_mm256_castps_pd(b[4 * i]), _mm256_castps_pd(b[4 * i + 1]));
+        let (y, z) = (_mm256_castps_pd(b[4 * i + 2]), _mm256_castps_pd(b[4 * i + 3]));
+        c[4 * i] = _mm256_castpd_ps(_mm256_unpacklo_pd(w, y));
+        c[4 * i + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(w, y));
+        c[4 * i + 2] = _mm256_castpd_ps(_mm256_unpacklo_pd(x, z));
+        c[4 * i + 3] = _mm256_castpd_ps(_mm256_unpackhi_pd(x, z));
+    }
+    let mut d = c;
+    for j in 0..4 {
+        d[j] = _mm256_permute2f128_ps::<0x20>(c[j], c[4 + j]);
+        d[4 + j] = _mm256_permute2f128_ps::<0x31>(c[j], c[4 + j]);
+    }
+    d
 }

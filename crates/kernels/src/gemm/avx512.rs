@@ -113,6 +113,18 @@ unsafe impl Vector for Avx512 {
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn transpose(rows: usize, cols: usize, from: *const f32, from_row: usize, to: *mut f32, to_row: usize) {
+        unsafe {
+            let mut a = [_mm512_setzero_ps(); 16];
+            for (i, a) in a.iter_mut().enumerate().take(rows) {
+                *a = Self::load_first(from.add(i * from_row), cols).0;
+            }
+            for (j, column) in transposed(a).into_iter().enumerate().take(cols) {
+                Self(column).store_first(to.add(j * to_row), rows);
+            }
+        }
+    }
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     unsafe fn tile<A: Left, S: Source<Self>, const M: usize, const P: usize>(
         depth: usize,
         a: A,
@@ -124,6 +136,10 @@ unsafe impl Vector for Avx512 {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     unsafe fn dots<const J: usize>(len: usize, x: *const f32, rows: *const f32, row: usize, out: *mut f32) {
         unsafe { tile::dots::<Avx512, J>(len, x, rows, row, out) }
+    }
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn chains(rounds: usize) -> f32 {
+        unsafe { tile::chains::<Avx512>(rounds) }
     }
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     unsafe fn unpack<S: Source<Self>>(source: S, range: Range<usize>, to: *mut f32) {
@@ -145,4 +161,37 @@ unsafe fn one_and(words: __m512i, mask: i32) -> __m512 {
             _mm512_set1_epi32(0x3f80_0000),
         ))
     }
+}
+
+/// Rows become columns: pairs of 1, 2, 4 and 8 lanes change places.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn transposed(a: [__m512; 16]) -> [__m512; 16] {
+    let mut b = a;
+    for i in 0..8 {
+        b[2 * i] = _mm512_unpacklo_ps(a[2 * i], a[2 * i + 1]);
+        b[2 * i + 1] = _mm512_unpackhi_ps(a[2 * i], a[2 * i + 1]);
+    }
+    let mut c = b;
+    for i in 0..4 {
+        let (w, x) = (_mm512_castps_pd(b[4 * i]), _mm512_castps_pd(b[4 * i + 1]));
+        let (y, z) = (_mm512_castps_pd(b[4 * i + 2]), _mm512_castps_pd(b[4 * i + 3]));
+        c[4 * i] = _mm512_castpd_ps(_mm512_unpacklo_pd(w, y));
+        c[4 * i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(w, y));
+        c[4 * i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(x, z));
+        c[4 * i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(x, z));
+    }
+    // c[4 i + j] holds, in its lane group g, column 4 g + j of rows 4 i ..
+    let mut d = c;
+    for j in 0..4 {
+        let low = _mm512_shuffle_f32x4::<0x88>(c[j], c[4 + j]);
+        let high = _mm512_shuffle_f32x4::<0xdd>(c[j], c[4 + j]);
+        let low_below = _mm512_shuffle_f32x4::<0x88>(c[8 + j], c[12 + j]);
+        let high_below = _mm512_shuffle_f32x4::<0xdd>(c[8 + j], c[12 + j]);
+        d[j] = _mm512_shuffle_f32x4::<0x88>(low, low_below);
+        d[8 + j] = _mm512_shuffle_f32x4::<0xdd>(low, low_below);
+        d[4 + j] = _mm512_shuffle_f32x4::<0x88>(high, high_below);
+        d[12 + j] = _mm512_shuffle_f32x4::<0xdd>(high, high_below);
+    }
+    d
 }

@@ -8,7 +8,7 @@ use super::avx2::Avx2;
 use super::avx512::Avx512;
 use super::portable::Portable;
 use super::tile::{
-    Ends, FewFloats, Floats, Interleaved, Left, PANEL, PackedF32, RowMajor, Rows, Source, Strided,
+    Ends, FewFloats, Floats, Interleaved, PANEL, RowMajor, Rows, Source, Strided,
 };
 use super::vector::Vector;
 use crate::isa::Isa;
@@ -160,18 +160,31 @@ impl Product {
     }
 }
 
-/// Cuts rows into blocks of V::ROWS and writes each as `[k][rows]`.
+/// Rows of each tile: at most V::ROWS, and about as many in every tile.
+fn tile_rows<V: Vector>(rows: usize) -> usize {
+    rows.div_ceil(rows.div_ceil(V::ROWS).max(1))
+}
+
+/// Cuts rows into blocks for tiles and writes each as `[k][rows]`.
 ///
 /// # Safety
-/// `left` covers the rows and `depth`; `to` has room.
+/// V is available; `left` covers the rows and `depth`; `to` has room.
 unsafe fn interleave<V: Vector>(left: Strided, rows: usize, depth: Range<usize>, to: &mut [f32]) {
-    for (block, to) in to[..rows * depth.len()].chunks_mut(V::ROWS * depth.len().max(1)).enumerate() {
-        let left = left.down(block * V::ROWS);
-        let count = (rows - block * V::ROWS).min(V::ROWS);
-        for row in 0..count {
-            for (k, to) in depth.clone().zip(to[row..].iter_mut().step_by(count)) {
-                // SAFETY: the caller's promise.
-                *to = unsafe { left.at(row, k) };
+    let most = tile_rows::<V>(rows);
+    for start in (0..rows).step_by(most.max(1)) {
+        let count = most.min(rows - start);
+        let from = left.down(start).start.wrapping_add(depth.start * left.col);
+        let to = to[start * depth.len()..(start + count) * depth.len()].as_mut_ptr();
+        // SAFETY: the caller's promise.
+        unsafe {
+            if left.col == 1 {
+                transpose::<V>(count, depth.len(), from, left.row, to, count);
+            } else {
+                for k in 0..depth.len() {
+                    for row in 0..count {
+                        *to.add(k * count + row) = *from.add(k * left.col + row * left.row);
+                    }
+                }
             }
         }
     }
@@ -183,13 +196,14 @@ unsafe fn interleave<V: Vector>(left: Strided, rows: usize, depth: Range<usize>,
 /// V is available; `a`, `b` and `ends` cover the product.
 unsafe fn wide<V: Vector>(rows: usize, depth: usize, a: *const f32, b: *const f32, ends: Ends) {
     let width = 2 * V::LANES;
-    for row in (0..rows).step_by(V::ROWS) {
+    let most = tile_rows::<V>(rows);
+    for row in (0..rows).step_by(most.max(1)) {
         for col in (0..ends.cols.min(PANEL)).step_by(width) {
-            let (a, b) = (a.wrapping_add(row * depth), [PackedF32(b.wrapping_add(col))]);
+            let (a, b) = (a.wrapping_add(row * depth), [Floats { start: b.wrapping_add(col), row: PANEL }]);
             let ends = ends.shifted(row, col);
             macro_rules! by_rows {
                 ($($m:literal)*) => {
-                    match (rows - row).min(V::ROWS) {
+                    match (rows - row).min(most) {
                         // SAFETY: the caller's promise.
                         $($m => unsafe { V::tile::<_, _, $m, 1>(depth, Interleaved::<$m>(a), b, ends) },)*
                         _ => unreachable!("no more than 14 rows in a tile"),
@@ -326,11 +340,73 @@ fn dots_with<V: Vector>(x: &[f32], rows: &[f32], out: &mut [f32]) {
     }
 }
 
-/// The first `to.len() / 32` columns of a 32 x 32 block as rows.
-pub(crate) fn transpose(from: &[f32; PANEL * PANEL], to: &mut [f32]) {
-    for (col, to) in to.chunks_exact_mut(PANEL).enumerate() {
-        for (row, to) in to.iter_mut().enumerate() {
-            *to = from[row * PANEL + col];
+/// What [`chains`] did.
+pub(crate) struct Chains {
+    /// Additions and multiplications.
+    pub(crate) flops: usize,
+    /// Only there so that the work is not left out.
+    pub(crate) _sum: f32,
+}
+
+/// Multiply-adds on registers alone, `rounds` times: the most that an instruction set can do.
+pub(crate) fn chains(isa: Isa, rounds: usize) -> Chains {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 | Isa::Amx => chains_with::<Avx512>(rounds),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => chains_with::<Avx2>(rounds),
+        _ => chains_with::<Portable>(rounds),
+    }
+}
+
+fn chains_with<V: Vector>(rounds: usize) -> Chains {
+    // SAFETY: `V` is the instruction set in use, which is available.
+    Chains { flops: 2 * super::tile::CHAINS * V::LANES * rounds, _sum: unsafe { V::chains(rounds) } }
+}
+
+/// `to[j][i] = from[i][j]`, any size.
+///
+/// # Safety
+/// V is available; `from` has `rows` rows of `cols` elements and `to` `cols` rows of `rows`, `from_row` and `to_row` apart.
+pub(crate) unsafe fn transpose<V: Vector>(
+    rows: usize,
+    cols: usize,
+    from: *const f32,
+    from_row: usize,
+    to: *mut f32,
+    to_row: usize,
+) {
+    for i in (0..rows).step_by(V::LANES) {
+        for j in (0..cols).step_by(V::LANES) {
+            let (height, width) = ((rows - i).min(V::LANES), (cols - j).min(V::LANES));
+            // SAFETY: the caller's promise.
+            unsafe {
+                V::transpose(height, width, from.add(i * from_row + j), from_row, to.add(j * to_row + i), to_row);
+            }
+        }
+    }
+}
+
+/// [`transpose`] with an instruction set known at run time.
+///
+/// # Safety
+/// As for [`transpose`]; `isa` is available.
+pub(crate) unsafe fn transpose_with(
+    isa: Isa,
+    (rows, cols): (usize, usize),
+    from: *const f32,
+    from_row: usize,
+    to: *mut f32,
+    to_row: usize,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 | Isa::Amx => transpose::<Avx512>(rows, cols, from, from_row, to, to_row),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => transpose::<Avx2>(rows, cols, from, from_row, to, to_row),
+            _ => transpose::<Portable>(rows, cols, from, from_row, to, to_row),
         }
     }
 }

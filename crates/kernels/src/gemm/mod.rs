@@ -17,7 +17,7 @@ pub(crate) mod vector;
 
 use std::ops::Range;
 
-pub(crate) use drive::{Matrix, dots, strided};
+pub(crate) use drive::{Matrix, chains, dots, strided, transpose_with};
 use drive::{Product, Right};
 use tile::{Ends, GROUP, PANEL, RowMajor, Source, Strided};
 use vector::Vector;
@@ -117,6 +117,11 @@ pub fn gemm(
     unsafe { product.run(isa::active(), &Plain { start: b.as_ptr(), row: ldb, cols: n }) }
 }
 
+/// Billions of bf16 operations a second in AMX tiles, if there are any.
+pub(crate) fn amx_gflops() -> Option<f64> {
+    None
+}
+
 /// A packed weight whose outputs are the columns.
 struct Forward<'a>(&'a Packed);
 
@@ -203,11 +208,8 @@ unsafe impl Right for Backward<'_> {
             unsafe {
                 unpack_panel::<V>(w, outputs / PANEL, inputs.clone(), block.as_mut_ptr());
                 let rows = (depth.end - outputs).min(PANEL);
-                let to = std::slice::from_raw_parts_mut(
-                    scratch.add((outputs - depth.start) * PANEL),
-                    rows * PANEL,
-                );
-                drive::transpose(&block, to);
+                let to = scratch.add((outputs - depth.start) * PANEL);
+                drive::transpose::<V>(PANEL, rows, block.as_ptr(), PANEL, to, PANEL);
             }
         }
         scratch

@@ -92,6 +92,13 @@ unsafe impl Vector for Portable {
     #[inline(always)]
     unsafe fn prefetch(_address: *const u8) {}
 
+    unsafe fn transpose(rows: usize, cols: usize, from: *const f32, from_row: usize, to: *mut f32, to_row: usize) {
+        for i in 0..rows {
+            for j in 0..cols {
+                unsafe { *to.add(j * to_row + i) = *from.add(i * from_row + j) }
+            }
+        }
+    }
     unsafe fn tile<A: Left, S: Source<Self>, const M: usize, const P: usize>(
         depth: usize,
         a: A,
@@ -102,6 +109,9 @@ unsafe impl Vector for Portable {
     }
     unsafe fn dots<const J: usize>(len: usize, x: *const f32, rows: *const f32, row: usize, out: *mut f32) {
         unsafe { tile::dots::<Portable, J>(len, x, rows, row, out) }
+    }
+    unsafe fn chains(rounds: usize) -> f32 {
+        unsafe { tile::chains::<Portable>(rounds) }
     }
     unsafe fn unpack<S: Source<Self>>(source: S, range: Range<usize>, to: *mut f32) {
         unsafe { tile::unpack(source, range, to) }

@@ -299,6 +299,36 @@ pub(crate) unsafe fn dots<V: Vector, const J: usize>(
     }
 }
 
+/// Independent chains of [`chains`]: more than latency times units needs, and few enough for 16 registers.
+pub(crate) const CHAINS: usize = 12;
+
+/// `CHAINS` multiply-adds of whole registers a round, each on its own register.
+///
+/// # Safety
+/// As for [`Vector`].
+#[inline(always)]
+pub(crate) unsafe fn chains<V: Vector>(rounds: usize) -> f32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut sums = [V::zero(); CHAINS];
+        for (i, sum) in sums.iter_mut().enumerate() {
+            // Equal chains, and one that starts at the fixed point 2, would be left out by the compiler.
+            *sum = V::splat(3.0 + i as f32);
+        }
+        let (half, one) = (V::splat(0.5), V::splat(1.0));
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = sum.mul_add(half, one);
+            }
+        }
+        let mut total = 0.0;
+        for sum in sums {
+            total += sum.sum();
+        }
+        total
+    }
+}
+
 /// f32 weights, `row` apart.
 #[derive(Clone, Copy)]
 pub(crate) struct Floats {

@@ -46,6 +46,9 @@ pub(crate) unsafe trait Vector: Copy {
     /// Asks for the cache line of `address`, which need not be readable.
     unsafe fn prefetch(address: *const u8);
 
+    /// Transposes a block of `rows` x `cols` (each at most LANES): `to[j][i] = from[i][j]`, rows `from_row` and `to_row`
+    /// apart.
+    unsafe fn transpose(rows: usize, cols: usize, from: *const f32, from_row: usize, to: *mut f32, to_row: usize);
     /// [`super::tile::tile`], compiled for this instruction set.
     unsafe fn tile<A: Left, S: Source<Self>, const M: usize, const P: usize>(
         depth: usize,
@@ -57,4 +60,6 @@ pub(crate) unsafe trait Vector: Copy {
     unsafe fn dots<const J: usize>(len: usize, x: *const f32, rows: *const f32, row: usize, out: *mut f32);
     /// [`super::tile::unpack`], compiled for this instruction set.
     unsafe fn unpack<S: Source<Self>>(source: S, range: Range<usize>, to: *mut f32);
+    /// [`super::tile::chains`], compiled for this instruction set.
+    unsafe fn chains(rounds: usize) -> f32;
 }
