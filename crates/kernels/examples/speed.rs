@@ -33,10 +33,15 @@ fn main() {
         let seconds = median(|| (0..1000).for_each(|_| pool::parallel_for(2, |_| {})));
         println!("dispatch {:.2} us", seconds * 1e3);
     }
-    let mut report = |name: &str, flops: f64, bytes: f64, run: &mut dyn FnMut()| {
+    let report = |name: &str, flops: f64, bytes: f64, run: &mut dyn FnMut()| {
         if name.contains(&filter) {
             let s = median(run);
-            println!("{name:40} {:9.1} us {:8.1} GFLOP/s {:7.1} GB/s", s * 1e6, flops / s * 1e-9, bytes / s * 1e-9);
+            println!(
+                "{name:40} {:9.1} us {:8.1} GFLOP/s {:7.1} GB/s",
+                s * 1e6,
+                flops / s * 1e-9,
+                bytes / s * 1e-9
+            );
         }
     };
     for storage in [Storage::F32, Storage::Bf16, Storage::Int8, Storage::Q4] {
@@ -44,7 +49,7 @@ fn main() {
             let copies = ((64 << 20) / (n * k * 2)).clamp(1, 64);
             let w: Vec<Packed> = {
                 let dense = values(n * k);
-                let used = format!("{storage:?}").contains(filter.split(' ').nth(1).unwrap_or("")) || filter.is_empty();
+                let used = filter.is_empty() || filter.contains(&format!("{storage:?}"));
                 (0..copies).filter(|_| used).map(|_| Packed::pack(&dense, n, k, storage)).collect()
             };
             if w.is_empty() {
@@ -75,7 +80,8 @@ fn main() {
     }
     for (m, len, heads, kv_heads, dim) in [(8, 512, 9, 3, 64), (8, 256, 9, 3, 64)] {
         let t = m * len;
-        let shape = AttentionShape { heads, kv_heads, head_dim: dim, scale: 0.125, window: None, softcap: None };
+        let shape =
+            AttentionShape { heads, kv_heads, head_dim: dim, scale: 0.125, window: None, softcap: None };
         let (q, k, v) = (values(t * heads * dim), values(t * kv_heads * dim), values(t * kv_heads * dim));
         let segments: Vec<Segment> = (0..m).map(|i| Segment { start: i * len, len }).collect();
         let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; t * heads]);
@@ -96,23 +102,28 @@ fn main() {
         let (k, v) = (values(rows * len * 192), values(rows * len * 192));
         let pages: Vec<Vec<u32>> =
             (0..rows).map(|r| (0..pages_each).map(|p| (r * pages_each + p) as u32).collect()).collect();
-        let segments: Vec<PagedSegment> = (0..rows)
-            .map(|r| PagedSegment { q_start: r, q_len: 1, kv_len: len, pages: &pages[r] })
-            .collect();
+        let segments: Vec<PagedSegment> =
+            (0..rows).map(|r| PagedSegment { q_start: r, q_len: 1, kv_len: len, pages: &pages[r] }).collect();
         let q = values(rows * 576);
         let mut out = q.clone();
         let pool = KvPool { k: &k, v: &v, page_tokens: 16 };
         let flops = (4 * rows * len * 576) as f64;
-        report(&format!("attention paged {rows} rows of {len}"), flops, (rows * len * 192 * 8) as f64, &mut || {
-            attention_paged(&q, &segments, pool, shape, &mut out);
-        });
+        report(
+            &format!("attention paged {rows} rows of {len}"),
+            flops,
+            (rows * len * 192 * 8) as f64,
+            &mut || {
+                attention_paged(&q, &segments, pool, shape, &mut out);
+            },
+        );
     }
     for (experts, m) in [(1, 1), (4, 1), (32, 1), (1, 64), (4, 64), (32, 64), (1, 2048), (4, 2048)] {
         let ranks = Ranks::new((0..experts).map(|_| (8, 2.0)));
         let (k, n, r) = (576, 1536, ranks.total());
         let (a, bt, x) = (values(r * k), values(r * n), values(m * k));
-        let gate: Vec<f32> =
-            (0..m * experts).map(|i| if i % experts == (i / experts) % experts { 0.9 } else { 0.0 }).collect();
+        let gate: Vec<f32> = (0..m * experts)
+            .map(|i| if i % experts == (i / experts) % experts { 0.9 } else { 0.0 })
+            .collect();
         let (mut u, mut y) = (vec![0.0; m * r], vec![0.0; m * n]);
         let lora = Lora { k, n, a: &a, bt: &bt, ranks: &ranks };
         let gate = (experts > 1).then_some(&gate[..]);

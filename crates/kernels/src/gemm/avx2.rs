@@ -119,7 +119,14 @@ unsafe impl Vector for Avx2 {
     }
 
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn transpose(rows: usize, cols: usize, from: *const f32, from_row: usize, to: *mut f32, to_row: usize) {
+    unsafe fn transpose(
+        rows: usize,
+        cols: usize,
+        from: *const f32,
+        from_row: usize,
+        to: *mut f32,
+        to_row: usize,
+    ) {
         unsafe {
             let mut a = [_mm256_setzero_ps(); 8];
             for (i, a) in a.iter_mut().enumerate().take(rows) {

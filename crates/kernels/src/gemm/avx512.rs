@@ -113,7 +113,14 @@ unsafe impl Vector for Avx512 {
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    unsafe fn transpose(rows: usize, cols: usize, from: *const f32, from_row: usize, to: *mut f32, to_row: usize) {
+    unsafe fn transpose(
+        rows: usize,
+        cols: usize,
+        from: *const f32,
+        from_row: usize,
+        to: *mut f32,
+        to_row: usize,
+    ) {
         unsafe {
             let mut a = [_mm512_setzero_ps(); 16];
             for (i, a) in a.iter_mut().enumerate().take(rows) {

@@ -7,9 +7,7 @@ use super::avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 use super::avx512::Avx512;
 use super::portable::Portable;
-use super::tile::{
-    Ends, FewFloats, Floats, Interleaved, PANEL, RowMajor, Rows, Source, Strided,
-};
+use super::tile::{Ends, FewFloats, Floats, Interleaved, PANEL, RowMajor, Rows, Source, Strided};
 use super::vector::Vector;
 use crate::isa::Isa;
 use crate::{pool, scratch};
@@ -381,7 +379,14 @@ pub(crate) unsafe fn transpose<V: Vector>(
             let (height, width) = ((rows - i).min(V::LANES), (cols - j).min(V::LANES));
             // SAFETY: the caller's promise.
             unsafe {
-                V::transpose(height, width, from.add(i * from_row + j), from_row, to.add(j * to_row + i), to_row);
+                V::transpose(
+                    height,
+                    width,
+                    from.add(i * from_row + j),
+                    from_row,
+                    to.add(j * to_row + i),
+                    to_row,
+                );
             }
         }
     }

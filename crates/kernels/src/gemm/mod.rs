@@ -22,7 +22,7 @@ use drive::{Product, Right};
 use tile::{Ends, GROUP, PANEL, RowMajor, Source, Strided};
 use vector::Vector;
 
-use crate::isa;
+use crate::isa::{self, Isa};
 use crate::packed::{Packed, Storage, WithSources};
 
 /// What happens to the values that are in the output already.
@@ -42,6 +42,10 @@ pub fn matmul(x: &[f32], m: usize, w: &Packed, y: &mut [f32], accumulate: Accumu
     assert_eq!(x.len(), m * w.k(), "x is [{m}, {}]", w.k());
     assert_eq!(y.len(), m * w.n(), "y is [{m}, {}]", w.n());
     let isa = isa::active();
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Amx && w.storage() == Storage::Bf16 {
+        return amx::matmul(x, m, w, y, accumulate);
+    }
     let left = Strided { start: x.as_ptr(), row: w.k(), col: 1 };
     let out = Matrix { start: y.as_mut_ptr(), row: w.n(), rows: m, cols: w.n() };
     // SAFETY: the sizes were checked.
@@ -56,6 +60,10 @@ pub fn matmul_transposed(dy: &[f32], m: usize, w: &Packed, dx: &mut [f32], accum
     assert_eq!(dy.len(), m * w.n(), "dy is [{m}, {}]", w.n());
     assert_eq!(dx.len(), m * w.k(), "dx is [{m}, {}]", w.k());
     let isa = isa::active();
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Amx && w.storage() == Storage::Bf16 {
+        return amx::matmul_transposed(dy, m, w, dx, accumulate);
+    }
     let left = Strided { start: dy.as_ptr(), row: w.n(), col: 1 };
     let out = Matrix { start: dx.as_mut_ptr(), row: w.k(), rows: m, cols: w.k() };
     // SAFETY: the sizes were checked.
@@ -117,8 +125,16 @@ pub fn gemm(
     unsafe { product.run(isa::active(), &Plain { start: b.as_ptr(), row: ldb, cols: n }) }
 }
 
-/// Billions of bf16 operations a second in AMX tiles, if there are any.
+/// Billions of bf16 operations a second in AMX tiles, on all threads, if there are any.
 pub(crate) fn amx_gflops() -> Option<f64> {
+    #[cfg(target_arch = "x86_64")]
+    if amx::usable() {
+        let flops = std::sync::atomic::AtomicUsize::new(0);
+        let seconds = crate::ceilings::shortest(std::time::Duration::from_millis(150), |_| {
+            flops.store(amx::tile_flops(10_000), std::sync::atomic::Ordering::Relaxed);
+        });
+        return Some(flops.into_inner() as f64 * crate::pool::threads() as f64 / seconds * 1e-9);
+    }
     None
 }
 

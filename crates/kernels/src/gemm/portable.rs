@@ -92,7 +92,14 @@ unsafe impl Vector for Portable {
     #[inline(always)]
     unsafe fn prefetch(_address: *const u8) {}
 
-    unsafe fn transpose(rows: usize, cols: usize, from: *const f32, from_row: usize, to: *mut f32, to_row: usize) {
+    unsafe fn transpose(
+        rows: usize,
+        cols: usize,
+        from: *const f32,
+        from_row: usize,
+        to: *mut f32,
+        to_row: usize,
+    ) {
         for i in 0..rows {
             for j in 0..cols {
                 unsafe { *to.add(j * to_row + i) = *from.add(i * from_row + j) }

@@ -127,12 +127,14 @@ impl Ends {
     }
 }
 
-/// One value for each source, without a closure: a closure would not inherit the caller's instruction set.
+/// One value for each source, without a closure (it would not inherit the caller's instruction set) and without moving
+/// the array through an iterator (it would stay in memory).
 macro_rules! gather {
     ($sources:expr, $source:ident => $value:expr) => {{
         let $source = $sources[0];
         let mut values = [$value; P];
-        for (value, $source) in values.iter_mut().zip($sources).skip(1) {
+        for (p, value) in values.iter_mut().enumerate().skip(1) {
+            let $source = $sources[p];
             *value = $value;
         }
         values
@@ -177,7 +179,7 @@ pub(crate) unsafe fn tile<V: Vector, A: Left, S: Source<V>, const M: usize, cons
             for step in 0..S::GROUP / S::STEP {
                 let k = k + step * S::STEP;
                 let raw = gather!(b, source => source.raw(k));
-                for source in b {
+                for source in &b {
                     source.prefetch(k);
                 }
                 for index in 0..S::STEP {
@@ -185,7 +187,7 @@ pub(crate) unsafe fn tile<V: Vector, A: Left, S: Source<V>, const M: usize, cons
                     for (p, value) in values.iter_mut().enumerate() {
                         *value = S::value(raw[p], constants[p], index);
                     }
-                    multiply(&mut sums, a, k + index, values);
+                    multiply(&mut sums, a, k + index, &values);
                 }
             }
             k += S::GROUP;
@@ -198,7 +200,7 @@ pub(crate) unsafe fn tile<V: Vector, A: Left, S: Source<V>, const M: usize, cons
                 for (p, value) in values.iter_mut().enumerate() {
                     *value = S::value(b[p].raw(start), constants[p], k - start);
                 }
-                multiply(&mut sums, a, k, values);
+                multiply(&mut sums, a, k, &values);
             }
         }
         for (row, sums) in sums.into_iter().enumerate() {
@@ -249,7 +251,7 @@ unsafe fn multiply<V: Vector, A: Left, const M: usize, const P: usize>(
     sums: &mut [[[V; 2]; P]; M],
     a: A,
     k: usize,
-    values: [[V; 2]; P],
+    values: &[[V; 2]; P],
 ) {
     // SAFETY: the caller's promise.
     unsafe {
@@ -257,7 +259,7 @@ unsafe fn multiply<V: Vector, A: Left, const M: usize, const P: usize>(
             let left = V::splat(a.at(row, k));
             for (sums, values) in sums.iter_mut().zip(values) {
                 for (sum, value) in sums.iter_mut().zip(values) {
-                    *sum = left.mul_add(value, *sum);
+                    *sum = left.mul_add(*value, *sum);
                 }
             }
         }
@@ -456,7 +458,14 @@ unsafe impl<V: Vector> Source<V> for PackedBf16 {
     #[inline(always)]
     unsafe fn value(raw: Self::Raw, _constants: (), index: usize) -> [V; 2] {
         // SAFETY: the trait's contract.
-        unsafe { raw.map(|words| if index == 0 { V::low_bf16(words) } else { V::high_bf16(words) }) }
+        unsafe {
+            // No closure: it would not inherit the caller's instruction set.
+            if index == 0 {
+                [V::low_bf16(raw[0]), V::low_bf16(raw[1])]
+            } else {
+                [V::high_bf16(raw[0]), V::high_bf16(raw[1])]
+            }
+        }
     }
     #[inline(always)]
     unsafe fn prefetch(self, k: usize) {

@@ -48,7 +48,14 @@ pub(crate) unsafe trait Vector: Copy {
 
     /// Transposes a block of `rows` x `cols` (each at most LANES): `to[j][i] = from[i][j]`, rows `from_row` and `to_row`
     /// apart.
-    unsafe fn transpose(rows: usize, cols: usize, from: *const f32, from_row: usize, to: *mut f32, to_row: usize);
+    unsafe fn transpose(
+        rows: usize,
+        cols: usize,
+        from: *const f32,
+        from_row: usize,
+        to: *mut f32,
+        to_row: usize,
+    );
     /// [`super::tile::tile`], compiled for this instruction set.
     unsafe fn tile<A: Left, S: Source<Self>, const M: usize, const P: usize>(
         depth: usize,
