@@ -4,7 +4,12 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::output::Format;
+use mixse_model::decoder::Precision;
+
+use crate::{
+    config::{Config, Device, Preset, Threads, parse_name},
+    output::Format,
+};
 
 /// Turns one language model into a mixture of self-specialised experts.
 #[derive(Debug, Parser)]
@@ -16,11 +21,13 @@ pub(crate) struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
-  mixse pull smollm2-135m-instruct        fetch the default base model
+  mixse run                               the whole method on a small model, with a report at the end
+  mixse pull smollm2-135m-instruct        only fetch the default base model
   mixse doctor                            what this machine offers, and what will be slow";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    Run(RunArgs),
     Pull(PullArgs),
     Doctor(DoctorArgs),
 }
@@ -45,6 +52,69 @@ pub(crate) struct CacheFlag {
     /// Where models are kept [default: $XDG_CACHE_HOME/mixse or ~/.cache/mixse].
     #[arg(long, value_name = "DIR", env = "MIXSE_CACHE")]
     pub(crate) cache: Option<PathBuf>,
+}
+
+/// How the work is done; given here, it wins over the configuration.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct ComputeFlags {
+    /// Number of threads, or `all`; results do not depend on it.
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<Threads>,
+    /// Where tensors live.
+    #[arg(long, value_enum)]
+    pub(crate) device: Option<Device>,
+    /// How frozen weights are kept: f32, bf16, int8 or int4.
+    #[arg(long, value_name = "KIND", value_parser = parse_name::<Precision>)]
+    pub(crate) precision: Option<Precision>,
+}
+
+impl ComputeFlags {
+    /// Puts what was typed over a configuration.
+    pub(crate) fn adjust(&self, config: &mut Config) {
+        config.threads = self.threads.unwrap_or(config.threads);
+        config.device = self.device.unwrap_or(config.device);
+        config.precision = self.precision.unwrap_or(config.precision);
+    }
+}
+
+/// Run everything: data, experts, router, evaluation, report. Started again, it continues.
+///
+/// The run directory holds all results and the configuration that made them. A second call with the same directory
+/// continues where the first one was stopped, even by SIGKILL, and gives the same result as an undisturbed run. Several
+/// processes, also on several machines that share the directory, may work on one run at the same time.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  mixse run                                   quick preset, results in runs/quick
+  mixse run -c mixse.toml --out runs/mine     own configuration
+  mixse run --out runs/mine                   continue that run
+  mixse run --out runs/mine --list            its tasks and their states
+  mixse run --out runs/mine --task expert/math   one task alone, for a cluster scheduler")]
+pub(crate) struct RunArgs {
+    /// Configuration file; what it leaves out comes from the preset.
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Starting values [default: quick].
+    #[arg(long, value_enum)]
+    pub(crate) preset: Option<Preset>,
+    /// Run directory [default: runs/PRESET].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// Base model: a name that `mixse pull` knows, a .gguf file or a Hugging Face directory.
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) base: Option<String>,
+    /// Run only this task.
+    #[arg(long, value_name = "ID", conflicts_with = "list")]
+    pub(crate) task: Option<String>,
+    /// List the tasks and their states, and run nothing.
+    #[arg(long)]
+    pub(crate) list: bool,
+    #[command(flatten)]
+    pub(crate) compute: ComputeFlags,
+    #[command(flatten)]
+    pub(crate) cache: CacheFlag,
+    #[command(flatten)]
+    pub(crate) json: JsonFlag,
 }
 
 /// Fetch a base model into the local cache.

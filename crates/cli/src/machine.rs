@@ -63,6 +63,11 @@ fn control_group_limit() -> Option<u64> {
     fs::read_to_string("/sys/fs/cgroup/memory.max").ok()?.trim().parse().ok()
 }
 
+/// The most memory that this process has held so far, in bytes.
+pub(crate) fn peak_memory() -> Option<u64> {
+    kilobytes("/proc/self/status", "VmHWM")
+}
+
 /// Bytes that can still be written to the disk of `path`, which need not exist yet.
 pub(crate) fn free_disk(path: &Path) -> Option<u64> {
     let existing = path.ancestors().find(|p| p.exists()).unwrap_or(Path::new("."));

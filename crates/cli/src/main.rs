@@ -1,11 +1,13 @@
-//! The mixse command line: arguments and files are checked here, then drive the library crates.
+//! The mixse command line: arguments and files become one checked [`config::Config`], which drives the library crates.
 //!
 //! Start reading at [`args`] (what can be typed), then [`commands`] (what each command does).
 
 mod args;
 mod commands;
+mod config;
 mod machine;
 mod output;
+mod pipeline;
 mod progress;
 mod pull;
 
@@ -14,5 +16,9 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
+    // Generated code is run by this program started again.
+    if let Some(code) = pipeline::launcher_main() {
+        return code;
+    }
     output::exit_code(commands::run(args::Cli::parse()))
 }

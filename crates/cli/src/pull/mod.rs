@@ -203,5 +203,33 @@ fn store(
     Ok(file.commit()?)
 }
 
+/// What `--model` or `base` names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ModelSource {
+    /// A `.gguf` file or a Hugging Face directory.
+    Base(PathBuf),
+    /// A run directory: its mixture.
+    Run(PathBuf),
+}
+
+/// A path, a run directory or a known name, which is pulled if it is not in the cache.
+pub(crate) fn resolve_model(name_or_path: &str, cache: &Cache) -> anyhow::Result<ModelSource> {
+    let path = Path::new(name_or_path);
+    if path.join("run.json").is_file() {
+        return Ok(ModelSource::Run(path.to_owned()));
+    }
+    if path.exists() {
+        return Ok(ModelSource::Base(path.to_owned()));
+    }
+    match catalog::find(name_or_path) {
+        Some(model) => Ok(ModelSource::Base(pull(model, cache, Present::Trust)?)),
+        None => Err(usage_error(format!(
+            "there is no model {name_or_path:?}: neither a file or directory of that name, nor one of the models that can be \
+             pulled ({})",
+            catalog::names()
+        ))),
+    }
+}
+
 #[cfg(test)]
 mod tests;

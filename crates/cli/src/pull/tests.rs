@@ -83,6 +83,22 @@ fn leftovers_of_killed_pulls_are_removed() {
     assert_eq!(files_in(dir.path()), ["whole"]);
 }
 
+#[test]
+fn models_are_found_by_path_run_or_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::locate(Some(dir.path())).unwrap();
+    let file = dir.path().join("m.gguf");
+    fs::write(&file, b"").unwrap();
+    assert_eq!(resolve_model(file.to_str().unwrap(), &cache).unwrap(), ModelSource::Base(file));
+    fs::write(dir.path().join("run.json"), b"{}").unwrap();
+    assert_eq!(
+        resolve_model(dir.path().to_str().unwrap(), &cache).unwrap(),
+        ModelSource::Run(dir.path().to_owned())
+    );
+    let message = resolve_model("no-such-model", &cache).unwrap_err().to_string();
+    assert!(message.contains("no-such-model") && message.contains("smollm2-135m-instruct"), "{message}");
+}
+
 fn files_in(directory: &Path) -> Vec<String> {
     let mut names: Vec<String> =
         fs::read_dir(directory).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();

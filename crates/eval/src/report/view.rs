@@ -403,7 +403,7 @@ fn thousands(count: u64) -> String {
     let digits = count.to_string();
     let mut text = String::new();
     for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i) % 3 == 0 {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);
@@ -437,7 +437,7 @@ mod tests {
         assert_eq!(thousands(0), "0");
         assert_eq!(thousands(1_234_567), "1,234,567");
         assert_eq!(thousands(123_456), "123,456");
-        assert_eq!(duration(3.14), "3.1 s");
+        assert_eq!(duration(2.06), "2.1 s");
         assert_eq!(duration(75.0), "1 min 15 s");
         assert_eq!(duration(7260.0), "2 h 1 min");
         assert_eq!(signed_points(-0.012), "−1.2");

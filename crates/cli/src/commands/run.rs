@@ -1,0 +1,164 @@
+//! `mixse run`
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use mixse_selfmoe::plan::{Event, Plan, Reason, Status};
+use serde::Serialize;
+
+use crate::{
+    args::RunArgs,
+    config::{Config, Preset, load},
+    output::{note, print},
+    pipeline::{Models, Pipeline, RunDirectory},
+    pull::Cache,
+};
+
+pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
+    let directory = directory(args);
+    let config = config(args, &directory)?;
+    RunDirectory::check(&directory, &config)?;
+    let cache = Cache::locate(args.cache.cache.as_deref())?;
+    let models = Models::open(&config, &cache)?;
+    let pipeline = Pipeline::new(config.clone(), models)?;
+    let run = RunDirectory::open(&directory, &config)?;
+    let plan = pipeline.plan(&run)?;
+    if args.list {
+        return print(args.json.format(), &TaskList::new(&plan)?);
+    }
+    let mut observe = |event: Event<'_>| {
+        tell(&event);
+        if let Event::Finished(..) = event
+            && let Err(e) = run.summarise(&plan)
+        {
+            note(format_args!("{e:#}"));
+        }
+    };
+    match &args.task {
+        Some(id) => plan.run_task(id, &mut observe)?,
+        None => plan.run(&mut observe)?,
+    }
+    run.summarise(&plan)?;
+    print(args.json.format(), &Done::new(&run, &plan, args.task.as_deref()))
+}
+
+fn directory(args: &RunArgs) -> PathBuf {
+    let preset = args.preset.unwrap_or(Preset::Quick);
+    args.out.clone().unwrap_or_else(|| Path::new("runs").join(preset.name()))
+}
+
+/// The configuration asked for; a directory that is a run already gives what was not said.
+fn config(args: &RunArgs, directory: &Path) -> anyhow::Result<Config> {
+    let adjust = |config: &mut Config| {
+        if let Some(base) = &args.base {
+            config.base.clone_from(base);
+        }
+        args.compute.adjust(config);
+    };
+    match RunDirectory::stored_config(directory)? {
+        Some(mut config) if args.config.is_none() && args.preset.is_none() => {
+            adjust(&mut config);
+            Ok(config)
+        }
+        _ => load(args.config.as_deref(), args.preset, adjust),
+    }
+}
+
+fn tell(event: &Event<'_>) {
+    match event {
+        Event::Skipped(id) => note(format_args!("{id}: done before")),
+        Event::Started(id, reason) => note(format_args!("{id} …{}", why(reason))),
+        Event::Finished(id, time) => note(format_args!("{id}: done in {:.1} s", time.as_secs_f64())),
+        Event::Waiting(id, holder) => {
+            note(format_args!("{id}: waiting for process {} on {}", holder.pid, holder.host));
+        }
+    }
+}
+
+fn why(reason: &Reason) -> String {
+    match reason {
+        Reason::New => String::new(),
+        Reason::Inputs(names) => format!(" (again, because of: {})", names.join(", ")),
+        Reason::Outputs(names) => {
+            format!(" (again, because these are missing or changed: {})", names.join(", "))
+        }
+        Reason::State(what) => format!(" (again, because its state file is damaged: {what})"),
+    }
+}
+
+#[derive(Serialize)]
+struct TaskList {
+    tasks: Vec<TaskEntry>,
+}
+
+#[derive(Serialize)]
+struct TaskEntry {
+    id: String,
+    state: &'static str,
+    /// What it waits for, who runs it, or why it is to run again.
+    detail: String,
+}
+
+impl TaskList {
+    fn new(plan: &Plan<'_>) -> anyhow::Result<Self> {
+        let entry = |(id, status): (&str, Status)| {
+            let (state, detail) = match status {
+                Status::Done => ("done", String::new()),
+                Status::Ready(reason) => ("ready", why(&reason).trim().to_owned()),
+                Status::Waiting(missing) => ("waiting", format!("for {}", missing.join(", "))),
+                Status::Running(holder) => {
+                    ("running", format!("in process {} on {}", holder.pid, holder.host))
+                }
+            };
+            TaskEntry { id: id.to_owned(), state, detail }
+        };
+        Ok(Self { tasks: plan.status()?.into_iter().map(entry).collect() })
+    }
+}
+
+impl fmt::Display for TaskList {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.tasks.iter().try_for_each(|task| writeln!(f, "{:28} {:8} {}", task.id, task.state, task.detail))
+    }
+}
+
+/// What a call did.
+#[derive(Serialize)]
+struct Done {
+    run: PathBuf,
+    /// The report, if the run is complete.
+    report: Option<PathBuf>,
+    /// The one task that was asked for.
+    task: Option<String>,
+    /// Seconds that the tasks took, whenever they ran.
+    seconds: f64,
+}
+
+impl Done {
+    fn new(run: &RunDirectory, plan: &Plan<'_>, task: Option<&str>) -> Self {
+        let report = run.path().join("report.html");
+        let states = plan.tasks().iter().filter_map(|task| plan.state(task.id()).ok().flatten());
+        Self {
+            run: run.path().to_owned(),
+            report: (task.is_none() || task == Some("report")).then_some(report),
+            task: task.map(str::to_owned),
+            seconds: states.map(|state| state.seconds).sum(),
+        }
+    }
+}
+
+impl fmt::Display for Done {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.report, &self.task) {
+            (Some(report), _) => {
+                let time = humantime::format_duration(Duration::from_secs(self.seconds as u64));
+                writeln!(f, "report: {} (the tasks took {time})", report.display())
+            }
+            (None, Some(task)) => writeln!(f, "{task}: done"),
+            (None, None) => Ok(()),
+        }
+    }
+}

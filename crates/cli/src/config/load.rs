@@ -1,0 +1,210 @@
+//! From files and arguments to one checked [`Config`].
+
+use std::{fmt, path::Path};
+
+use anyhow::Context;
+use serde::Deserialize;
+use toml::{
+    Table, Value,
+    de::{DeTable, DeValue},
+};
+
+use super::{Config, Preset, validate};
+use crate::output::usage_error;
+
+/// Something wrong in a configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Fault {
+    /// Dotted key.
+    pub(super) key: String,
+    /// What is wrong and what would be right.
+    pub(super) what: String,
+}
+
+impl Fault {
+    pub(super) fn new(key: impl Into<String>, what: impl Into<String>) -> Self {
+        Self { key: key.into(), what: what.into() }
+    }
+}
+
+/// Reads a configuration file over a preset (or the preset alone), lets `adjust` lay command-line arguments over it, and
+/// checks the result.
+///
+/// A `preset` given by the caller wins over the file's own `preset = "…"`; without either it is `quick`.
+pub(crate) fn load(
+    file: Option<&Path>,
+    preset: Option<Preset>,
+    adjust: impl FnOnce(&mut Config),
+) -> anyhow::Result<Config> {
+    let text = match file {
+        Some(path) => {
+            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?
+        }
+        None => String::new(),
+    };
+    let source = Source { name: file.map(|path| path.display().to_string()), text: &text };
+    parse(&source, preset, adjust)
+}
+
+/// Reads the full configuration that a run directory keeps.
+pub(crate) fn read_resolved(path: &Path) -> anyhow::Result<Config> {
+    load(Some(path), None, |_| {})
+}
+
+/// The keys in which two configurations differ, with both values; what does not change results is left out.
+pub(crate) fn compare(there: &Config, wanted: &Config) -> anyhow::Result<Vec<String>> {
+    let neutral = |config: &Config| Config { threads: super::Threads::All, ..config.clone() };
+    let (there, wanted) = (Table::try_from(neutral(there))?, Table::try_from(neutral(wanted))?);
+    let mut differences = Vec::new();
+    for key in leaves(&there) {
+        let (old, new) = (lookup(&there, &key), lookup(&wanted, &key));
+        if let (Some(old), Some(new)) = (old, new)
+            && old != new
+        {
+            differences.push(format!("{key}: {old} there, {new} wanted"));
+        }
+    }
+    Ok(differences)
+}
+
+struct Source<'a> {
+    name: Option<String>,
+    text: &'a str,
+}
+
+impl Source<'_> {
+    /// `mixse.toml, line 3, router.top_k`, as far as it is known.
+    fn place(&self, key: &str) -> String {
+        match (&self.name, line_of(self.text, key)) {
+            (Some(name), Some(line)) => format!("{name}, line {line}, {key}"),
+            _ => key.to_owned(),
+        }
+    }
+
+    fn error(&self, faults: &[Fault]) -> anyhow::Error {
+        let list: Vec<String> =
+            faults.iter().map(|fault| format!("{}: {}", self.place(&fault.key), fault.what)).collect();
+        match list.as_slice() {
+            [one] => usage_error(format!("wrong configuration: {one}")),
+            _ => usage_error(format!("wrong configuration:\n  {}", list.join("\n  "))),
+        }
+    }
+}
+
+fn parse(
+    source: &Source<'_>,
+    preset: Option<Preset>,
+    adjust: impl FnOnce(&mut Config),
+) -> anyhow::Result<Config> {
+    let name = || source.name.clone().unwrap_or_default();
+    let mut given: Table = toml::from_str(source.text)
+        .map_err(|e| usage_error(format!("wrong configuration: {}: {}", name(), e.to_string().trim_end())))?;
+    let preset = match (preset, given.remove("preset")) {
+        (Some(preset), _) => preset,
+        (None, None) => Preset::Quick,
+        (None, Some(value)) => Preset::deserialize(value)
+            .map_err(|e| source.error(&[Fault::new("preset", without_newlines(&e))]))?,
+    };
+    let mut full = Table::try_from(Config::preset(preset))?;
+    let mut faults = Vec::new();
+    for key in leaves(&given) {
+        if let Some(value) = lookup(&given, &key)
+            && let Err(fault) = set(&mut full, &key, value)
+        {
+            faults.push(fault);
+        }
+    }
+    if !faults.is_empty() {
+        return Err(source.error(&faults));
+    }
+    let mut config = Config::deserialize(full)?;
+    adjust(&mut config);
+    let faults = validate::faults(&config);
+    if faults.is_empty() { Ok(config) } else { Err(source.error(&faults)) }
+}
+
+/// Puts one value into the full table, where the key must stand already and the value must fit it.
+fn set(full: &mut Table, key: &str, value: &Value) -> Result<(), Fault> {
+    let Some(slot) = lookup_mut(full, key) else {
+        return Err(unknown_key(full, key));
+    };
+    let before = std::mem::replace(slot, value.clone());
+    if let Err(e) = Config::deserialize(full.clone()) {
+        if let Some(slot) = lookup_mut(full, key) {
+            *slot = before;
+        }
+        return Err(Fault::new(key, without_newlines(&e)));
+    }
+    Ok(())
+}
+
+fn unknown_key(full: &Table, key: &str) -> Fault {
+    let (section, last) = key.rsplit_once('.').unwrap_or(("", key));
+    let table = if section.is_empty() { Some(full) } else { lookup(full, section).and_then(Value::as_table) };
+    let known = table.map(|t| t.keys().map(String::as_str).collect::<Vec<_>>().join(", "));
+    Fault::new(
+        key,
+        match known {
+            Some(known) => format!("there is no key {last:?}; there are: {known}"),
+            None => format!("there is no section {section:?}"),
+        },
+    )
+}
+
+/// Dotted keys of everything in the table that is not itself a table.
+fn leaves(table: &Table) -> Vec<String> {
+    let mut keys = Vec::new();
+    for (key, value) in table {
+        match value {
+            Value::Table(inner) => {
+                keys.extend(leaves(inner).into_iter().map(|below| format!("{key}.{below}")))
+            }
+            _ => keys.push(key.clone()),
+        }
+    }
+    keys
+}
+
+fn lookup<'a>(table: &'a Table, key: &str) -> Option<&'a Value> {
+    match key.split_once('.') {
+        Some((section, rest)) => lookup(table.get(section)?.as_table()?, rest),
+        None => table.get(key),
+    }
+}
+
+fn lookup_mut<'a>(table: &'a mut Table, key: &str) -> Option<&'a mut Value> {
+    match key.split_once('.') {
+        Some((section, rest)) => lookup_mut(table.get_mut(section)?.as_table_mut()?, rest),
+        None => table.get_mut(key),
+    }
+}
+
+/// The line (from 1) on which a dotted key's value begins; for a key that is not there, its section's.
+fn line_of(text: &str, key: &str) -> Option<usize> {
+    let document = DeTable::parse(text).ok()?;
+    let mut table = document.get_ref();
+    let mut offset = None;
+    for part in key.split('.') {
+        let Some((name, value)) = table.iter().find(|(name, _)| name.get_ref() == part) else { break };
+        offset = Some(name.span().start);
+        match value.get_ref() {
+            DeValue::Table(inner) => table = inner,
+            _ => break,
+        }
+    }
+    Some(text[..offset?].matches('\n').count() + 1)
+}
+
+fn without_newlines(error: &impl fmt::Display) -> String {
+    error
+        .to_string()
+        .trim()
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.starts_with("in `"))
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,70 @@
+use super::*;
+
+fn parse_text(text: &str) -> anyhow::Result<Config> {
+    parse(&Source { name: Some("mixse.toml".into()), text }, None, |_| {})
+}
+
+#[test]
+fn a_file_changes_what_it_names() {
+    let config =
+        parse_text("seed = 7\nthreads = 3\n[router]\ntop_k = 2\n[router.training]\nepochs = 4").unwrap();
+    let mut expected = Config::preset(Preset::Quick);
+    expected.seed = 7;
+    expected.threads = "3".parse().unwrap();
+    expected.router.router.gate.top_k = 2;
+    expected.router.training.epochs = 4;
+    assert_eq!(config, expected);
+}
+
+#[test]
+fn every_preset_is_valid_and_survives_writing() {
+    for preset in [Preset::Quick, Preset::Paper] {
+        let config = Config::preset(preset);
+        let text = toml::to_string(&config).unwrap();
+        assert_eq!(parse_text(&text).unwrap(), config);
+    }
+    assert_eq!(parse_text("preset = \"paper\"").unwrap(), Config::preset(Preset::Paper));
+}
+
+#[test]
+fn faults_name_line_and_key() {
+    let check = |text: &str, expected: &[&str]| {
+        let message = parse_text(text).unwrap_err().to_string();
+        for part in expected {
+            assert!(message.contains(part), "{part:?} is not in:\n{message}");
+        }
+    };
+    check("seed = = 1", &["mixse.toml", "line 1"]);
+    check("\nsede = 1", &["mixse.toml, line 2, sede", "there is no key", "seed"]);
+    check("[router]\ninput = \"blok\"", &["line 2, router.input", "block", "base_last"]);
+    check("preset = \"fast\"", &["line 1, preset", "quick", "paper"]);
+    check("[nope]\na = 1", &["nope"]);
+    check("router = 3", &["line 1, router"]);
+    check("threads = 0", &["line 1, threads", "`all`"]);
+    check("[router]\ntop_k = 9", &["line 1, router: router.top_k = 9 must lie between 1 and 4"]);
+    check("domains = [\"math\", \"math\"]", &["line 1, domains", "twice"]);
+    check("[generation]\ntop_p = nan", &["generation", "top_p"]);
+}
+
+#[test]
+fn all_faults_are_reported_at_once() {
+    let message = parse_text("sede = 1\n[expert]\nrank = \"a\"\nfoo = 1").unwrap_err().to_string();
+    assert_eq!(message.matches("mixse.toml, line").count(), 3, "{message}");
+    let message =
+        parse_text("[expert]\nrank = 0\n[expert.training]\nbatch_size = 0\n[router]\ntemperature = 0")
+            .unwrap_err()
+            .to_string();
+    assert_eq!(message.matches("mixse.toml, line").count(), 3, "{message}");
+}
+
+#[test]
+fn differences_are_listed_by_key() {
+    let quick = Config::preset(Preset::Quick);
+    let mut other = Config { seed: 9, threads: "2".parse().unwrap(), ..quick.clone() };
+    other.router.router.gate.top_k = 2;
+    assert_eq!(
+        compare(&quick, &other).unwrap(),
+        ["router.top_k: 1 there, 2 wanted", "seed: 0 there, 9 wanted"]
+    );
+    assert!(compare(&quick, &quick).unwrap().is_empty());
+}

@@ -1,0 +1,198 @@
+//! The configuration of a run: what `mixse.toml` holds.
+//!
+//! A file names only what differs from a preset ([`presets`]); [`load`] joins the two, checks everything and reports all
+//! faults at once. The full resolved configuration is kept in the run directory.
+
+mod load;
+mod presets;
+mod validate;
+
+use std::{fmt, num::NonZeroUsize, str::FromStr};
+
+use clap::ValueEnum;
+use mixse_model::{decoder::Precision, expert::LoraConfig, router::RouterConfig};
+use mixse_selfmoe::{recipe, template::Style, train::TrainConfig};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de, de::DeserializeOwned};
+
+pub(crate) use load::{compare, load, read_resolved};
+
+/// Everything that decides what a run does.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Config {
+    /// Base model: a name that `mixse pull` knows, a `.gguf` file or a Hugging Face directory.
+    pub(crate) base: String,
+    /// Built-in domains by name, own ones by the path of their folder.
+    pub(crate) domains: Vec<String>,
+    /// Every random choice follows from it.
+    pub(crate) seed: u64,
+    pub(crate) device: Device,
+    pub(crate) precision: Precision,
+    pub(crate) threads: Threads,
+    /// How a task is put to the model in training and evaluation.
+    pub(crate) style: Style,
+    pub(crate) generation: Generation,
+    pub(crate) expert: ExpertSection,
+    pub(crate) router: RouterSection,
+    pub(crate) evaluation: Evaluation,
+}
+
+/// Brainstorming and responding.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Generation {
+    /// Brainstorming prompts per domain; each asks for several tasks.
+    pub(crate) prompts: usize,
+    /// New tasks that are answered per domain, at most.
+    pub(crate) tasks: usize,
+    /// Divisor of the logits while brainstorming.
+    pub(crate) temperature: f64,
+    /// Nucleus probability while brainstorming.
+    pub(crate) top_p: f64,
+    /// Seeds shown while brainstorming.
+    pub(crate) shown_seeds: usize,
+    /// Seeds shown with their outputs while responding.
+    pub(crate) demonstrations: usize,
+    /// Parts that can be made by different processes.
+    pub(crate) shards: usize,
+}
+
+/// LoRA experts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ExpertSection {
+    #[serde(flatten)]
+    pub(crate) lora: LoraConfig,
+    pub(crate) training: TrainConfig,
+}
+
+/// The router.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct RouterSection {
+    #[serde(flatten)]
+    pub(crate) router: RouterConfig,
+    pub(crate) training: TrainConfig,
+}
+
+/// The check sets.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Evaluation {
+    /// Check items per domain, at most.
+    pub(crate) items: usize,
+    /// Parts that can be made by different processes.
+    pub(crate) shards: usize,
+    /// Responses of the mixture that the report shows, per domain.
+    pub(crate) samples: usize,
+}
+
+impl Config {
+    /// What generation needs to know.
+    pub(crate) fn recipe_settings(&self) -> recipe::Settings {
+        recipe::Settings {
+            seed: self.seed,
+            temperature: self.generation.temperature as f32,
+            top_p: self.generation.top_p as f32,
+            shown_seeds: self.generation.shown_seeds,
+            demonstrations: self.generation.demonstrations,
+        }
+    }
+}
+
+/// A set of starting values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Preset {
+    /// Small sizes: minutes on two cores.
+    Quick,
+    /// The sizes of the Self-MoE paper.
+    Paper,
+}
+
+impl Preset {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Quick => "quick",
+            Self::Paper => "paper",
+        }
+    }
+}
+
+/// Where tensors live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Device {
+    /// The processor.
+    Cpu,
+    /// NVIDIA (needs a build with the feature `cuda`).
+    Cuda,
+    /// Apple (needs a build with the feature `metal`).
+    Metal,
+}
+
+/// For the command line: a value by the name that it has in files.
+pub(crate) fn parse_name<T: DeserializeOwned>(name: &str) -> Result<T, String> {
+    T::deserialize(de::value::StrDeserializer::<de::value::Error>::new(name)).map_err(|e| e.to_string())
+}
+
+/// How many threads work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Threads {
+    /// One per core.
+    All,
+    /// That many.
+    Count(NonZeroUsize),
+}
+
+impl Threads {
+    /// The number on this machine.
+    pub(crate) fn count(self) -> usize {
+        match self {
+            Self::All => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
+            Self::Count(count) => count.get(),
+        }
+    }
+}
+
+impl fmt::Display for Threads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => f.write_str("all"),
+            Self::Count(count) => write!(f, "{count}"),
+        }
+    }
+}
+
+impl FromStr for Threads {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "all" => Ok(Self::All),
+            _ => {
+                text.parse().map(Self::Count).map_err(|_| "expected `all` or a number above zero".to_owned())
+            }
+        }
+    }
+}
+
+impl Serialize for Threads {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::All => serializer.serialize_str("all"),
+            Self::Count(count) => count.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Threads {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Written {
+            Word(String),
+            Number(u64),
+        }
+        let text = match Written::deserialize(deserializer)? {
+            Written::Word(word) => word,
+            Written::Number(number) => number.to_string(),
+        };
+        text.parse().map_err(de::Error::custom)
+    }
+}

@@ -1,0 +1,62 @@
+//! The values that hold where a configuration says nothing.
+
+use mixse_model::{decoder::Precision, expert::LoraConfig, router::RouterConfig};
+use mixse_selfmoe::{template::Style, train::TrainConfig};
+
+use super::{Config, Device, Evaluation, ExpertSection, Generation, Preset, RouterSection, Threads};
+use crate::pull::catalog::DEFAULT_MODEL;
+
+impl Config {
+    pub(crate) fn preset(preset: Preset) -> Self {
+        match preset {
+            Preset::Quick => quick(),
+            Preset::Paper => paper(),
+        }
+    }
+}
+
+/// Sizes that two cores finish in minutes; smaller batches, so that there are enough steps.
+fn quick() -> Config {
+    let paper = paper();
+    Config {
+        generation: Generation { prompts: 160, tasks: 160, shards: 2, ..paper.generation },
+        expert: ExpertSection {
+            training: TrainConfig { batch_size: 8, ..paper.expert.training },
+            ..paper.expert
+        },
+        router: RouterSection {
+            training: TrainConfig { batch_size: 8, ..paper.router.training },
+            ..paper.router
+        },
+        evaluation: Evaluation { items: 50, shards: 1, samples: 2 },
+        ..paper
+    }
+}
+
+/// The values of the Self-MoE paper.
+fn paper() -> Config {
+    Config {
+        base: DEFAULT_MODEL.to_owned(),
+        domains: ["knowledge", "reasoning", "math", "coding"].map(str::to_owned).to_vec(),
+        seed: 0,
+        device: Device::Cpu,
+        precision: Precision::default(),
+        threads: Threads::All,
+        style: Style::Completion,
+        generation: Generation {
+            prompts: 20_000,
+            tasks: 5000,
+            temperature: 1.0,
+            top_p: 0.98,
+            shown_seeds: 3,
+            demonstrations: 5,
+            shards: 50,
+        },
+        expert: ExpertSection { lora: LoraConfig::default(), training: TrainConfig::default() },
+        router: RouterSection {
+            router: RouterConfig::default(),
+            training: TrainConfig { epochs: 1, ..TrainConfig::default() },
+        },
+        evaluation: Evaluation { items: 1_000_000, shards: 4, samples: 2 },
+    }
+}

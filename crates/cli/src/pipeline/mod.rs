@@ -1,0 +1,142 @@
+//! The whole method as a plan of tasks over a run directory.
+//!
+//! ```text
+//! brainstorm/D/K → select/D → respond/D/K → assemble/D → expert/D → router → eval/METHOD/K → routing → report
+//! ```
+
+mod data;
+mod evaluate;
+mod files;
+mod models;
+mod report;
+mod routing;
+mod run_directory;
+mod train;
+
+use anyhow::Context;
+use mixse_eval::checks::Shard;
+use mixse_selfmoe::{
+    domain::{self, Domain},
+    plan::{Input, Plan, Task, TaskError, Work},
+    recipe::Recipe,
+    template::InstructionTemplate,
+};
+use serde::Serialize;
+
+use crate::{config::Config, progress::Progress};
+pub(crate) use evaluate::launcher_main;
+pub(crate) use models::Models;
+pub(crate) use run_directory::RunDirectory;
+
+/// Everything that tasks work with: the configuration and what it names.
+pub(crate) struct Pipeline {
+    config: Config,
+    domains: Vec<Domain>,
+    recipe: Recipe,
+    template: InstructionTemplate,
+    models: Models,
+}
+
+type TaskResult = Result<(), TaskError>;
+
+impl Pipeline {
+    /// Opens domains, templates and the model, and checks that they fit together. Nothing is written.
+    pub(crate) fn new(config: Config, models: Models) -> anyhow::Result<Self> {
+        let mut faults = Vec::new();
+        let mut domains: Vec<Domain> = Vec::new();
+        for name in &config.domains {
+            match domain::find(name) {
+                Ok(domain) if domains.iter().any(|other| other.name() == domain.name()) => {
+                    faults.push(format!("two domains are called {:?}", domain.name()));
+                }
+                Ok(domain) => domains.push(domain),
+                Err(e) => faults.push(e.to_string()),
+            }
+        }
+        if !faults.is_empty() {
+            return Err(crate::output::usage_error(format!("wrong domains:\n  {}", faults.join("\n  "))));
+        }
+        let recipe = Recipe::built_in(config.recipe_settings())?;
+        let template = InstructionTemplate::built_in()?;
+        Ok(Self { config, domains, recipe, template, models })
+    }
+
+    /// The plan over a run directory.
+    pub(crate) fn plan<'a>(&'a self, run: &'a RunDirectory) -> anyhow::Result<Plan<'a>> {
+        let mut tasks = Vec::new();
+        for domain in &self.domains {
+            tasks.extend(self.data_tasks(domain)?);
+        }
+        tasks.extend(self.domains.iter().map(|domain| self.expert_task(domain)));
+        tasks.push(self.router_task());
+        tasks.extend(self.evaluation_tasks());
+        tasks.push(self.routing_task());
+        let everything = tasks.iter().map(|task| Input::Task(task.id().to_owned())).collect();
+        tasks.push(Task::new(
+            "report",
+            everything,
+            vec!["report.html".into(), "report.json".into()],
+            move |work| Ok(self.write_report(run, work)?),
+        ));
+        Ok(Plan::new(run.path(), tasks)?)
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.domains.iter().map(|domain| domain.name().to_owned()).collect()
+    }
+
+    /// The base model and how it is run: an input of every task that uses it.
+    fn model_input(&self) -> Input {
+        let (hash, precision, device) = (self.models.hash(), self.config.precision, self.config.device);
+        Input::value("model", serde_json::json!({ "hash": hash, "precision": precision, "device": device }))
+    }
+}
+
+/// A part of the configuration as an input.
+fn value_input(name: &str, value: &impl Serialize) -> Input {
+    // Configuration types are plain data; one that could not be written would be a new input every time.
+    Input::value(name, serde_json::to_value(value).unwrap_or_default())
+}
+
+/// Shard `index` of `count` of the numbers below `total`.
+fn share(total: usize, shard: Shard) -> std::ops::Range<u64> {
+    let bound = |i: usize| (total * i / shard.count) as u64;
+    bound(shard.index)..bound(shard.index + 1)
+}
+
+fn shards(count: usize) -> impl Iterator<Item = Shard> {
+    (0..count).map(move |index| Shard { index, count })
+}
+
+/// Shows the progress of a task and stops it when another process has taken it over.
+struct Watch<'a> {
+    work: &'a Work<'a>,
+    progress: Progress,
+    tokens: u64,
+    lost: bool,
+}
+
+impl<'a> Watch<'a> {
+    fn new(work: &'a Work<'a>, label: &str, unit: &str, total: usize) -> Self {
+        Self { work, progress: Progress::new(label, unit, total as u64), tokens: 0, lost: false }
+    }
+
+    /// `done` counts from the task's start, earlier attempts included; `tokens` are new ones.
+    fn at(&mut self, done: usize, tokens: u64) -> std::ops::ControlFlow<()> {
+        self.progress.set(done as u64, tokens);
+        self.tokens += tokens;
+        self.lost = self.work.check().is_err();
+        if self.lost { std::ops::ControlFlow::Break(()) } else { std::ops::ControlFlow::Continue(()) }
+    }
+
+    /// Records tokens and their rate; fails if the task was lost.
+    fn finish(self) -> anyhow::Result<()> {
+        if self.lost {
+            self.work.check().context("stopped")?;
+        }
+        self.work.record("tokens", self.tokens as f64);
+        self.work.record("tokens_per_s", self.progress.tokens_per_second());
+        self.progress.finish();
+        Ok(())
+    }
+}

@@ -1,0 +1,103 @@
+//! A directory that holds one run: made once, then only continued with the same configuration.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context;
+use mixse_selfmoe::plan::{Plan, State, files::write_atomic};
+use serde::Serialize;
+
+use crate::{
+    config::{Config, compare, read_resolved},
+    machine::Machine,
+    output::usage_error,
+};
+
+/// Name of the configuration in it.
+const CONFIG: &str = "mixse.toml";
+
+#[derive(Debug)]
+pub(crate) struct RunDirectory {
+    path: PathBuf,
+}
+
+/// `run.json`: what was done, by what, where.
+#[derive(Serialize)]
+struct RunFile<'a> {
+    version: &'a str,
+    machine: Machine,
+    finished: bool,
+    tasks: Vec<State>,
+}
+
+impl RunDirectory {
+    /// The configuration that the directory was made with, if it is a run.
+    pub(crate) fn stored_config(path: &Path) -> anyhow::Result<Option<Config>> {
+        let file = path.join(CONFIG);
+        if file.exists() { read_resolved(&file).map(Some) } else { Ok(None) }
+    }
+
+    /// Refuses a directory that cannot be used with this configuration. Nothing is written.
+    pub(crate) fn check(path: &Path, config: &Config) -> anyhow::Result<()> {
+        if let Some(there) = Self::stored_config(path)? {
+            let differences = compare(&there, config)?;
+            if differences.is_empty() {
+                return Ok(());
+            }
+            return Err(usage_error(format!(
+                "{} holds a run with another configuration; choose another --out, or remove it. It differs in:\n  {}",
+                path.display(),
+                differences.join("\n  ")
+            )));
+        }
+        match fs::read_dir(path) {
+            Ok(mut entries) => match entries.next() {
+                None => Ok(()),
+                Some(_) => Err(usage_error(format!(
+                    "{} is not empty and is no run (it has no {CONFIG}); choose another --out",
+                    path.display()
+                ))),
+            },
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(e).with_context(|| format!("cannot use {} as run directory", path.display())),
+        }
+    }
+
+    /// The directory, made and given its configuration if it is new.
+    pub(crate) fn open(path: &Path, config: &Config) -> anyhow::Result<Self> {
+        Self::check(path, config)?;
+        let file = path.join(CONFIG);
+        if !file.exists() {
+            let text = toml::to_string(config)?;
+            write_atomic(&file, text.as_bytes())
+                .with_context(|| format!("cannot write {}", file.display()))?;
+        }
+        Ok(Self { path: path.to_owned() })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The configuration as it was written.
+    pub(crate) fn config_text(&self) -> anyhow::Result<String> {
+        let file = self.path.join(CONFIG);
+        fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))
+    }
+
+    /// Writes `run.json` from the states of all tasks.
+    pub(crate) fn summarise(&self, plan: &Plan<'_>) -> anyhow::Result<()> {
+        let mut tasks = Vec::new();
+        for task in plan.tasks() {
+            // A damaged state is the plan's to report; here it is left out.
+            tasks.extend(plan.state(task.id()).ok().flatten());
+        }
+        let finished = tasks.len() == plan.tasks().len();
+        let run = RunFile { version: env!("CARGO_PKG_VERSION"), machine: Machine::detect(), finished, tasks };
+        let file = self.path.join("run.json");
+        write_atomic(&file, &serde_json::to_vec_pretty(&run)?)
+            .with_context(|| format!("cannot write {}", file.display()))
+    }
+}
