@@ -41,7 +41,7 @@ fn byte_tokenizer() -> Tokenizer {
     Tokenizer::from_directory(directory.path()).unwrap()
 }
 
-/// Answers the last line of a prompt from a list, and finds long continuations unlikely.
+/// Answers what a prompt asks last from a list, and finds long continuations unlikely.
 struct Scripted {
     tokenizer: Tokenizer,
     replies: Vec<(&'static str, &'static str)>,
@@ -92,7 +92,8 @@ impl LanguageModel for Scripted {
         for (i, request) in requests.iter().enumerate().rev() {
             self.count(&request.prefix)?;
             let prompt = self.tokenizer.decode(&[&request.prefix, &*request.prompt].concat())?;
-            let reply = self.replies.iter().rfind(|(asked, _)| prompt.contains(asked));
+            let last = |(asked, _): &&(&str, &str)| prompt.rfind(asked);
+            let reply = self.replies.iter().max_by_key(last).filter(|r| last(r).is_some());
             let text = reply.map_or("", |(_, reply)| reply).to_string();
             let ids = text.bytes().map(u32::from).collect();
             if done(i, Completion { ids, text, finish: Finish::Eos }).is_break() {
