@@ -30,6 +30,8 @@ pub(crate) enum Command {
     Run(RunArgs),
     Pull(PullArgs),
     Doctor(DoctorArgs),
+    Inspect(crate::commands::InspectArgs),
+    Train(crate::commands::TrainArgs),
 }
 
 /// Result as JSON or as text.

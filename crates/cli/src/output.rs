@@ -75,6 +75,11 @@ pub(crate) fn print<T: Serialize + fmt::Display>(format: Format, result: &T) -> 
     }
 }
 
+/// Prints a JSON value on one line.
+pub(crate) fn print_json(value: &serde_json::Value) -> anyhow::Result<()> {
+    write_stdout(&value.to_string())
+}
+
 fn write_stdout(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     let end = if text.ends_with('\n') { "" } else { "\n" };

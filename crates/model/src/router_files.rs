@@ -121,6 +121,11 @@ pub fn write(router: &Router, base_hash: &str, dir: &Path) -> Result<()> {
     files::write_tensors(&dir.join(TENSORS), &tensors)
 }
 
+/// The experts that the router in `dir` (our layout) chooses among, in order.
+pub fn experts(dir: &Path) -> Result<Vec<String>> {
+    Ok(files::read_json::<RouterFile>(&dir.join(CONFIG))?.experts)
+}
+
 fn expressible_as_xlora(config: &RouterConfig) -> bool {
     config.input == RouterInput::BaseLast
         && config.granularity == Granularity::Token

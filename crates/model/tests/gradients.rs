@@ -1,6 +1,8 @@
 //! The two bodies of every operation against each other: losses and gradients of experts and routers, with activations
 //! kept and recomputed, on every architecture and every kind of gate; and the gradients against finite differences.
 
+#![allow(clippy::unwrap_used, reason = "a fault in a test's own support is a panic")]
+
 mod tiny;
 
 use std::sync::Arc;

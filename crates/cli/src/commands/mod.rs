@@ -1,8 +1,14 @@
 //! One file a command.
 
 mod doctor;
+mod inspect;
+mod opened;
 mod pull;
 mod run;
+mod train;
+
+pub(crate) use inspect::InspectArgs;
+pub(crate) use train::TrainArgs;
 
 use crate::args::{Cli, Command};
 
@@ -11,5 +17,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Run(args) => run::run(&args),
         Command::Pull(args) => pull::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Train(args) => train::run(&args),
     }
 }

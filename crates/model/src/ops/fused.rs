@@ -124,11 +124,12 @@ impl FusedBlock {
         rms_norm_backward(x, dy, x.len() / weight.len(), self.spec.norm(weight), dx);
     }
 
-    /// `y (+)= W x + bias + Σ_i gate_i s_i B_i A_i x`.
-    fn project(&self, module: Module, x: &[f32], add: bool, lora: &mut Lora<'_>, y: &mut [f32]) {
+    /// `y = W x + bias + Σ_i gate_i s_i B_i A_i x`. The residual stream is added to the finished sum, not the other way
+    /// round: it can be a thousand times larger than the terms, and each addition would round them to its own grid.
+    fn project(&self, module: Module, x: &[f32], lora: &mut Lora<'_>, y: &mut [f32]) {
         let weight = self.packed(module);
         let rows = x.len() / weight.k();
-        matmul(x, rows, weight, y, if add { Add } else { Overwrite });
+        matmul(x, rows, weight, y, Overwrite);
         if let Some(bias) = &self.weights.biases[module.index()] {
             y.chunks_exact_mut(bias.len())
                 .for_each(|row| row.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
@@ -171,16 +172,16 @@ impl FusedBlock {
                              lora: &mut Lora<'_>| {
             match norm {
                 Some(weight) => {
-                    self.project(module, &act.h, false, lora, sized(raw, rows * width));
+                    self.project(module, &act.h, lora, sized(raw, rows * width));
                     self.norm(raw, weight, sized(out, rows * width));
                 }
-                None => self.project(module, &act.h, false, lora, sized(out, rows * width)),
+                None => self.project(module, &act.h, lora, sized(out, rows * width)),
             }
             rope(out, width / shape.head_dim, angles, Direction::Forward);
         };
         project_heads(Module::Q, &mut act.q_raw, &mut act.q, q_width, &w.q_norm, &mut lora);
         project_heads(Module::K, &mut act.k_raw, &mut act.k, kv_width, &w.k_norm, &mut lora);
-        self.project(Module::V, &act.h, false, &mut lora, sized(&mut act.v, rows * kv_width));
+        self.project(Module::V, &act.h, &mut lora, sized(&mut act.v, rows * kv_width));
 
         let attended = sized(&mut act.attended, rows * q_width);
         match attend {
@@ -198,41 +199,30 @@ impl FusedBlock {
             }
         }
 
-        sized(&mut act.x2, rows * spec.hidden).copy_from_slice(x);
+        let hidden = rows * spec.hidden;
+        sized(&mut act.x2, hidden).copy_from_slice(x);
         match &w.post_attention_norm {
-            None => self.project(Module::O, &act.attended, true, &mut lora, &mut act.x2),
+            None => self.project(Module::O, &act.attended, &mut lora, sized(&mut act.h, hidden)),
             Some(weight) => {
-                self.project(
-                    Module::O,
-                    &act.attended,
-                    false,
-                    &mut lora,
-                    sized(&mut act.o_raw, rows * spec.hidden),
-                );
-                self.norm(&act.o_raw, weight, sized(&mut act.h, rows * spec.hidden));
-                add_into(&act.h, &mut act.x2);
+                self.project(Module::O, &act.attended, &mut lora, sized(&mut act.o_raw, hidden));
+                self.norm(&act.o_raw, weight, sized(&mut act.h, hidden));
             }
         }
+        add_into(&act.h, &mut act.x2);
 
         self.norm(&act.x2, &w.mlp_norm, sized(&mut act.h, rows * spec.hidden));
-        self.project(Module::Gate, &act.h, false, &mut lora, sized(&mut act.gate, rows * spec.inner));
-        self.project(Module::Up, &act.h, false, &mut lora, sized(&mut act.up, rows * spec.inner));
+        self.project(Module::Gate, &act.h, &mut lora, sized(&mut act.gate, rows * spec.inner));
+        self.project(Module::Up, &act.h, &mut lora, sized(&mut act.up, rows * spec.inner));
         gated(&act.gate, &act.up, self.activation(), sized(&mut act.inner, rows * spec.inner));
         y.copy_from_slice(&act.x2);
         match &w.post_mlp_norm {
-            None => self.project(Module::Down, &act.inner, true, &mut lora, y),
+            None => self.project(Module::Down, &act.inner, &mut lora, sized(&mut act.h, hidden)),
             Some(weight) => {
-                self.project(
-                    Module::Down,
-                    &act.inner,
-                    false,
-                    &mut lora,
-                    sized(&mut act.down_raw, rows * spec.hidden),
-                );
-                self.norm(&act.down_raw, weight, sized(&mut act.h, rows * spec.hidden));
-                add_into(&act.h, y);
+                self.project(Module::Down, &act.inner, &mut lora, sized(&mut act.down_raw, hidden));
+                self.norm(&act.down_raw, weight, sized(&mut act.h, hidden));
             }
         }
+        add_into(&act.h, y);
     }
 
     /// Backward of [`FusedBlock::forward`] over whole sequences: from `dy` to `dx` (overwritten) and the gradients in

@@ -18,32 +18,32 @@ use mixse_model::{
 use serde::Deserialize;
 
 #[derive(Deserialize)]
-pub struct Fixtures {
-    pub ids: Vec<u32>,
-    pub cases: BTreeMap<String, Case>,
+pub(crate) struct Fixtures {
+    pub(crate) ids: Vec<u32>,
+    pub(crate) cases: BTreeMap<String, Case>,
 }
 
 #[derive(Deserialize)]
-pub struct Case {
-    pub config: serde_json::Value,
-    pub shapes: BTreeMap<String, Vec<usize>>,
-    pub logits: Vec<Vec<f32>>,
-    pub greedy: Vec<u32>,
-    pub xlora_alpha: Vec<Vec<f32>>,
-    pub xlora_logits: Vec<Vec<f32>>,
+pub(crate) struct Case {
+    pub(crate) config: serde_json::Value,
+    pub(crate) shapes: BTreeMap<String, Vec<usize>>,
+    pub(crate) logits: Vec<Vec<f32>>,
+    pub(crate) greedy: Vec<u32>,
+    pub(crate) xlora_alpha: Vec<Vec<f32>>,
+    pub(crate) xlora_logits: Vec<Vec<f32>>,
 }
 
-pub fn fixtures() -> Fixtures {
+pub(crate) fn fixtures() -> Fixtures {
     serde_json::from_str(include_str!("../fixtures/agreement.json")).unwrap()
 }
 
 /// `values(name, shape, scale)` of `bench/fixtures.py`.
-pub fn formula(name: &str, len: usize, scale: f32) -> Vec<f32> {
+pub(crate) fn formula(name: &str, len: usize, scale: f32) -> Vec<f32> {
     let stream = random::stream(&[name]);
     (0..len).map(|i| (random::uniform(7, stream, i as u64) * 2.0 - 1.0) * scale).collect()
 }
 
-pub fn write_model(case: &Case, dir: &Path) {
+pub(crate) fn write_model(case: &Case, dir: &Path) {
     files::write_json(&dir.join("config.json"), &case.config).unwrap();
     let data: Vec<(&String, &Vec<usize>, Vec<f32>)> = case
         .shapes
@@ -61,7 +61,7 @@ pub fn write_model(case: &Case, dir: &Path) {
 }
 
 /// `adapter(out, tag, rank, alpha)` of `bench/fixtures.py`.
-pub fn write_adapter(dir: &Path, tag: &str, rank: usize, alpha: usize) {
+pub(crate) fn write_adapter(dir: &Path, tag: &str, rank: usize, alpha: usize) {
     let (d, m, kv) = (64, 160, 32);
     let mut data = Vec::new();
     for layer in 0..2 {
@@ -100,13 +100,13 @@ pub fn write_adapter(dir: &Path, tag: &str, rank: usize, alpha: usize) {
     files::write_json(&dir.join("adapter_config.json"), &config).unwrap();
 }
 
-pub fn load(dir: &Path, portable: bool) -> Decoder {
+pub(crate) fn load(dir: &Path, portable: bool) -> Decoder {
     let options = LoadOptions { precision: Precision::F32, device: Device::Cpu, portable };
     Decoder::load(&Checkpoint::open(dir).unwrap(), &options).unwrap()
 }
 
 /// The three adapters of the fixtures, written beside `model` and read back.
-pub fn experts(model: &Path, decoder: &Decoder) -> Vec<Expert> {
+pub(crate) fn experts(model: &Path, decoder: &Decoder) -> Vec<Expert> {
     [(4, 8), (4, 8), (3, 5)]
         .into_iter()
         .enumerate()
@@ -119,7 +119,7 @@ pub fn experts(model: &Path, decoder: &Decoder) -> Vec<Expert> {
 }
 
 /// Runs `test(what, case, ids, model directory, portable)` for every case and both bodies.
-pub fn each_case(test: impl Fn(&str, &Case, &[u32], &Path, bool)) {
+pub(crate) fn each_case(test: impl Fn(&str, &Case, &[u32], &Path, bool)) {
     let fixtures = fixtures();
     for (name, case) in &fixtures.cases {
         let dir = tempfile::tempdir().unwrap();

@@ -1,0 +1,168 @@
+//! `--model`, `--expert`, `--router`: a base model, alone or with experts, as several commands take it.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use candle_core::Device;
+use clap::Args;
+use mixse_model::{
+    decoder::{Decoder, LoadOptions, Precision},
+    expert_set::ExpertSet,
+    generate::Runner,
+    mixture::{Mixture, Routing},
+    peft, router_files,
+    weights::Checkpoint,
+};
+
+use crate::{
+    args::CacheFlag,
+    config::{Threads, parse_name},
+    output::usage_error,
+    pull::{Cache, ModelSource, resolve_model},
+};
+
+/// Which model, and how it is held.
+#[derive(Debug, Args)]
+pub(crate) struct ModelFlags {
+    /// A model: a name that `mixse pull` knows, a .gguf file, a Hugging Face directory, or a run directory (its mixture).
+    #[arg(
+        short,
+        long,
+        visible_alias = "base",
+        value_name = "MODEL",
+        default_value = "smollm2-135m-instruct"
+    )]
+    pub(crate) model: String,
+    /// How frozen weights are kept: f32, bf16, int8 or int4.
+    #[arg(long, value_name = "KIND", default_value = "bf16", value_parser = parse_name::<Precision>)]
+    pub(crate) precision: Precision,
+    /// Number of threads, or `all`; results do not depend on it.
+    #[arg(long, value_name = "N", default_value = "all")]
+    pub(crate) threads: Threads,
+    /// Run the portable operations, the reference that other devices use.
+    #[arg(long)]
+    pub(crate) portable: bool,
+    #[command(flatten)]
+    pub(crate) cache: CacheFlag,
+}
+
+/// Experts on top of the model.
+#[derive(Debug, Args)]
+pub(crate) struct ExpertFlags {
+    /// A LoRA expert: a PEFT directory. Repeat it for several; without a router they are added up.
+    #[arg(long = "expert", value_name = "DIR")]
+    pub(crate) experts: Vec<PathBuf>,
+    /// A router over the experts, in the order given: our layout or X-LoRA's.
+    #[arg(long, value_name = "DIR", requires = "experts")]
+    pub(crate) router: Option<PathBuf>,
+}
+
+/// A loaded model.
+pub(crate) struct Opened {
+    pub(crate) checkpoint: Checkpoint,
+    pub(crate) decoder: Decoder,
+    pub(crate) mixture: Option<Mixture>,
+}
+
+impl ModelFlags {
+    /// Opens the base model's files without loading its weights.
+    pub(crate) fn open_files(&self) -> anyhow::Result<Checkpoint> {
+        match resolve_model(&self.model, &Cache::locate(self.cache.cache.as_deref())?)? {
+            ModelSource::Base(path) => Ok(Checkpoint::open(&path)?),
+            ModelSource::Run(path) => {
+                Err(usage_error(format!("{} is a run: give a base model", path.display())))
+            }
+        }
+    }
+
+    /// Opens and loads the base without experts; a run directory is refused.
+    pub(crate) fn open_base(&self) -> anyhow::Result<Opened> {
+        match resolve_model(&self.model, &Cache::locate(self.cache.cache.as_deref())?)? {
+            ModelSource::Base(path) => self.load(&path),
+            ModelSource::Run(path) => {
+                Err(usage_error(format!("{} is a run: give a base model", path.display())))
+            }
+        }
+    }
+
+    /// Opens and loads the model with the experts asked for, or with a run's own.
+    pub(crate) fn open(&self, flags: &ExpertFlags) -> anyhow::Result<Opened> {
+        let cache = Cache::locate(self.cache.cache.as_deref())?;
+        let (mut opened, experts, router) = match resolve_model(&self.model, &cache)? {
+            ModelSource::Base(path) => (self.load(&path)?, flags.experts.clone(), flags.router.clone()),
+            ModelSource::Run(run) => {
+                if !flags.experts.is_empty() {
+                    return Err(usage_error(format!("{} is a run with experts of its own", run.display())));
+                }
+                let (base, experts, router) = run_parts(&run)?;
+                match resolve_model(&base, &cache)? {
+                    ModelSource::Base(path) => (self.load(&path)?, experts, Some(router)),
+                    ModelSource::Run(_) => {
+                        return Err(usage_error(format!("the base of {} is a run", run.display())));
+                    }
+                }
+            }
+        };
+        if !experts.is_empty() {
+            opened.mixture = Some(opened.assemble(&experts, router.as_deref())?);
+        }
+        Ok(opened)
+    }
+
+    fn load(&self, path: &Path) -> anyhow::Result<Opened> {
+        mixse_kernels::pool::set_threads(self.threads.count());
+        let checkpoint = Checkpoint::open(path)?;
+        let options = LoadOptions { precision: self.precision, device: Device::Cpu, portable: self.portable };
+        let decoder = Decoder::load(&checkpoint, &options)?;
+        Ok(Opened { checkpoint, decoder, mixture: None })
+    }
+}
+
+/// The base, the expert directories in the router's order and the router of a run.
+fn run_parts(run: &Path) -> anyhow::Result<(String, Vec<PathBuf>, PathBuf)> {
+    let config: toml::Table = std::fs::read_to_string(run.join("mixse.toml"))
+        .with_context(|| format!("{}: cannot read mixse.toml", run.display()))?
+        .parse()
+        .with_context(|| format!("{}: mixse.toml", run.display()))?;
+    let base = config.get("base").and_then(|b| b.as_str()).context("mixse.toml has no `base`")?;
+    let router = run.join("router");
+    let names =
+        router_files::experts(&router).context("the run has no router yet: `mixse run` it to the end")?;
+    Ok((base.to_owned(), names.iter().map(|name| run.join("experts").join(name)).collect(), router))
+}
+
+impl Opened {
+    /// The mixture of the adapters in `experts` with the router in `router`.
+    fn assemble(&self, experts: &[PathBuf], router: Option<&Path>) -> anyhow::Result<Mixture> {
+        let config = &self.decoder.config;
+        let hash = if experts.iter().any(|dir| dir.join(peft::ORIGIN).exists()) || router.is_some() {
+            Some(self.checkpoint.hash()?)
+        } else {
+            None
+        };
+        let mut read = Vec::with_capacity(experts.len());
+        for dir in experts {
+            if let Some(hash) = &hash {
+                peft::check_base(dir, hash)?;
+            }
+            read.push(peft::read(dir, config)?);
+        }
+        let set = ExpertSet::new(&read, config, self.decoder.device())?;
+        let routing = match router {
+            None => Routing::All,
+            Some(dir) => Routing::Learned(router_files::read(
+                dir,
+                &set.names,
+                config,
+                hash.as_deref(),
+                self.decoder.device(),
+            )?),
+        };
+        Ok(Mixture { experts: set, routing })
+    }
+
+    /// The model as something that generates and scores.
+    pub(crate) fn runner(&self) -> Runner<'_> {
+        Runner::new(&self.decoder, &self.checkpoint.tokenizer, self.mixture.as_ref())
+    }
+}

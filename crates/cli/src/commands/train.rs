@@ -1,0 +1,241 @@
+//! `mixse train expert` and `mixse train router` on rows of token ids: single stages, and what others check us with.
+
+use std::{ops::ControlFlow, path::PathBuf};
+
+use clap::{Args, Subcommand};
+use mixse_model::{
+    decoder::Memory,
+    expert::{Expert, LoraConfig},
+    expert_set::ExpertSet,
+    peft::{self, Origin},
+    router::{GateConfig, GateScale, Router, RouterConfig, RouterInput},
+    router_files,
+};
+use mixse_selfmoe::train::{
+    Job, Outcome, Schedule, StepReport, TrainConfig, read_rows, train_expert, train_router,
+};
+use serde_json::json;
+
+use super::opened::{ExpertFlags, ModelFlags};
+use crate::{
+    config::parse_name,
+    output::{note, print_json, usage_error},
+};
+
+/// Train one expert or a router on a file of token ids.
+#[derive(Debug, Args)]
+pub(crate) struct TrainArgs {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Train a LoRA expert on a frozen base.
+    #[command(after_help = "\
+Examples:
+  mixse train expert --base DIR --ids-data rows.jsonl --out experts/mine
+  mixse train expert --base DIR --ids-data rows.jsonl --init adapter --no-shuffle --steps 20 --batch 4 --lr 1e-3 \\
+      --precision f32 --out out --json")]
+    Expert(ExpertArgs),
+    /// Train a router over frozen experts.
+    #[command(after_help = "\
+Example:
+  mixse train router --base DIR --expert a --expert b --ids-data rows.jsonl --out router")]
+    Router(RouterArgs),
+}
+
+/// Data, steps and output.
+#[derive(Debug, Args)]
+struct Common {
+    #[command(flatten)]
+    model: ModelFlags,
+    /// Rows of `{"prompt_ids": [..], "target_ids": [..]}`, one a line; the loss is on the targets.
+    #[arg(long, value_name = "FILE")]
+    ids_data: PathBuf,
+    /// Take the rows in file order, round and round.
+    #[arg(long)]
+    no_shuffle: bool,
+    /// Optimiser steps [default: as many as `--epochs` needs].
+    #[arg(long, value_name = "N")]
+    steps: Option<usize>,
+    /// Passes over the rows.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    epochs: usize,
+    /// Rows of a step.
+    #[arg(long, value_name = "B", default_value_t = 32)]
+    batch: usize,
+    /// Learning rate.
+    #[arg(long, value_name = "X", default_value_t = 3e-4)]
+    lr: f64,
+    /// Rows are cut after so many tokens.
+    #[arg(long, value_name = "N", default_value_t = 2048)]
+    max_tokens: usize,
+    /// Of the order of rows and of new parameters.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Keep only each block's input for the backward: less memory, more time.
+    #[arg(long)]
+    recompute: bool,
+    /// Where the result goes.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Print the losses as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct ExpertArgs {
+    #[command(flatten)]
+    common: Common,
+    /// Start from this PEFT adapter instead of a new one.
+    #[arg(long, value_name = "DIR")]
+    init: Option<PathBuf>,
+    /// Rank of a new expert.
+    #[arg(long, default_value_t = 8, conflicts_with = "init")]
+    rank: usize,
+    /// Numerator of a new expert's scaling.
+    #[arg(long, default_value_t = 16.0, conflicts_with = "init")]
+    alpha: f64,
+}
+
+#[derive(Debug, Args)]
+struct RouterArgs {
+    #[command(flatten)]
+    common: Common,
+    #[command(flatten)]
+    experts: ExpertFlags,
+    /// What the router reads: block, base_last or embedding.
+    #[arg(long, default_value = "block", value_parser = parse_name::<RouterInput>)]
+    input: RouterInput,
+    /// Experts kept for each token.
+    #[arg(long, default_value_t = 1)]
+    top_k: usize,
+    /// How kept probabilities count: probability, renormalized or unit.
+    #[arg(long, default_value = "probability", value_parser = parse_name::<GateScale>)]
+    scale: GateScale,
+    /// A further choice that adds nothing.
+    #[arg(long)]
+    null_expert: bool,
+}
+
+pub(super) fn run(args: &TrainArgs) -> anyhow::Result<()> {
+    match &args.what {
+        What::Expert(args) => expert(args),
+        What::Router(args) => router(args),
+    }
+}
+
+impl Common {
+    fn config(&self) -> TrainConfig {
+        TrainConfig {
+            learning_rate: self.lr,
+            epochs: if self.no_shuffle && self.steps.is_some() { 0 } else { self.epochs },
+            max_steps: self.steps.unwrap_or(0),
+            batch_size: self.batch,
+            max_tokens: self.max_tokens,
+            shuffle: !self.no_shuffle,
+            schedule: Schedule::Constant,
+            ..TrainConfig::default()
+        }
+    }
+
+    fn memory(&self) -> Memory {
+        if self.recompute { Memory::Recompute } else { Memory::Keep }
+    }
+
+    fn report(&self, losses: &[f32]) -> anyhow::Result<()> {
+        if self.json {
+            return print_json(&json!({ "losses": losses, "out": self.out }));
+        }
+        note(format_args!("wrote {}", self.out.display()));
+        Ok(())
+    }
+
+    fn progress(&self) -> impl FnMut(StepReport) -> ControlFlow<()> {
+        let quiet = self.json;
+        move |step| {
+            if !quiet {
+                note(format_args!("step {}/{}: loss {:.4}", step.step, step.steps, step.loss));
+            }
+            ControlFlow::Continue(())
+        }
+    }
+}
+
+fn expert(args: &ExpertArgs) -> anyhow::Result<()> {
+    let common = &args.common;
+    let rows = read_rows(&common.ids_data)?;
+    let opened = common.model.open_base()?;
+    let hash = opened.checkpoint.hash()?;
+    let start = match &args.init {
+        Some(dir) => {
+            peft::check_base(dir, &hash)?;
+            peft::read(dir, &opened.decoder.config)?
+        }
+        None => {
+            let lora = LoraConfig { rank: args.rank, alpha: args.alpha, ..LoraConfig::default() };
+            let name = common.out.file_name().map_or("expert".into(), |n| n.to_string_lossy());
+            Expert::init(&name, &lora, &opened.decoder.config, common.seed)?
+        }
+    };
+    let config = common.config();
+    let job = Job {
+        decoder: &opened.decoder,
+        rows: &rows,
+        config: &config,
+        seed: common.seed,
+        memory: common.memory(),
+        state: None,
+    };
+    let Outcome::Done(trained, losses) = train_expert(job, &start, &mut common.progress())? else {
+        return Err(usage_error("the training was stopped"));
+    };
+    let origin = Origin { name: trained.name.clone(), base_hash: hash };
+    peft::write(&trained, &opened.decoder.config, &common.model.model, &origin, &common.out)?;
+    common.report(&losses)
+}
+
+fn router(args: &RouterArgs) -> anyhow::Result<()> {
+    let common = &args.common;
+    let rows = read_rows(&common.ids_data)?;
+    let opened = common.model.open_base()?;
+    let hash = opened.checkpoint.hash()?;
+    let model = &opened.decoder.config;
+    let device = opened.decoder.device();
+    let experts = args
+        .experts
+        .experts
+        .iter()
+        .map(|dir| peft::check_base(dir, &hash).and_then(|()| peft::read(dir, model)))
+        .collect::<mixse_model::Result<Vec<_>>>()?;
+    let set = ExpertSet::new(&experts, model, device)?;
+    let start = match &args.experts.router {
+        Some(dir) => router_files::read(dir, &set.names, model, Some(&hash), device)?,
+        None => {
+            let gate = GateConfig {
+                top_k: args.top_k,
+                scale: args.scale,
+                null_expert: args.null_expert,
+                ..GateConfig::default()
+            };
+            let config = RouterConfig { input: args.input, gate, ..RouterConfig::default() };
+            Router::init(&config, &set.names, model, common.seed, device)?
+        }
+    };
+    let config = common.config();
+    let job = Job {
+        decoder: &opened.decoder,
+        rows: &rows,
+        config: &config,
+        seed: common.seed,
+        memory: common.memory(),
+        state: None,
+    };
+    let Outcome::Done(trained, losses) = train_router(job, &set, &start, &mut common.progress())? else {
+        return Err(usage_error("the training was stopped"));
+    };
+    router_files::write(&trained, &hash, &common.out)?;
+    common.report(&losses)
+}
