@@ -417,7 +417,12 @@ impl<'a> Plan<'a> {
         let mark = directory.join("inputs.json");
         let wanted = serde_json::to_vec(inputs).map_err(|e| Error::Plan(e.to_string()))?;
         if fs::read(&mark).is_ok_and(|there| there == wanted) {
-            return Ok(());
+            // Outputs are made anew: a killed attempt may have left half a file among them.
+            let outputs = directory.join("outputs");
+            return match fs::remove_dir_all(&outputs) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(&outputs)(e)),
+                _ => Ok(()),
+            };
         }
         if directory.exists() {
             fs::remove_dir_all(directory).map_err(Error::io(directory))?;

@@ -6,12 +6,14 @@ use std::{
     process::Command,
 };
 
+use mixse_eval::sandbox::{Capabilities, Python, Sandbox, Support};
 use serde::Serialize;
 
 use crate::{
     args::DoctorArgs,
     machine::{Machine, free_disk},
     output::{bytes, print},
+    pipeline::sandbox_launcher,
     pull::{Cache, catalog},
 };
 
@@ -34,6 +36,8 @@ struct Diagnosis {
     python: Option<String>,
     /// First line of `python3 -m pip --version`.
     pip: Option<String>,
+    /// Which defences generated code can be run behind; absent without Python.
+    sandbox: Option<Capabilities>,
     cache: Place,
     /// Names of the models that have been pulled.
     models: Vec<&'static str>,
@@ -63,6 +67,7 @@ impl Diagnosis {
             devices: devices(),
             python: first_line("python3", &["--version"]),
             pip: first_line("python3", &["-m", "pip", "--version"]),
+            sandbox: sandbox_capabilities(),
             cache: Place::new(cache.directory()),
             models: catalog::MODELS.iter().filter(|m| cache.find(m).is_some()).map(|m| m.name).collect(),
             runs: Place::new(Path::new("runs")),
@@ -120,6 +125,9 @@ impl Diagnosis {
                 ));
             }
         }
+        if self.sandbox.as_ref().is_some_and(|sandbox| !sandbox.minimum()) {
+            warnings.push("generated code cannot be run safely here (it needs seccomp, and namespaces or Landlock): coding answers are skipped".into());
+        }
         match (&self.python, &self.pip) {
             (None, _) => warnings.push(
                 "python3 was not found: coding answers cannot be tested, and models cannot be pulled out of Python packages".into(),
@@ -142,6 +150,27 @@ fn first_line(program: &str, arguments: &[&str]) -> Option<String> {
     Some(String::from_utf8_lossy(&output.stdout).lines().next()?.trim().to_owned())
 }
 
+/// Tries the defences out.
+fn sandbox_capabilities() -> Option<Capabilities> {
+    let python = Python::find().ok()?;
+    Some(Sandbox::probe(&sandbox_launcher().ok()?, &python))
+}
+
+fn defences(found: &Capabilities) -> String {
+    let all = [
+        ("namespaces", &found.namespaces),
+        ("other user", &found.other_user),
+        ("landlock", &found.landlock),
+        ("seccomp", &found.seccomp),
+    ];
+    let state = |support: &Support| match support {
+        Support::Available => "yes",
+        Support::NotNeeded => "not needed",
+        Support::Missing(_) => "no",
+    };
+    all.map(|(name, support)| format!("{name} {}", state(support))).join(", ")
+}
+
 impl fmt::Display for Diagnosis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let machine = &self.machine;
@@ -159,6 +188,7 @@ impl fmt::Display for Diagnosis {
             ("devices", list(&words(&self.devices))),
             ("python", self.python.clone().unwrap_or_else(missing)),
             ("pip", self.pip.clone().unwrap_or_else(missing)),
+            ("sandbox", self.sandbox.as_ref().map_or_else(missing, defences)),
             ("cache", place(&self.cache)),
             ("models", list(&words(&self.models))),
             ("runs", place(&self.runs)),

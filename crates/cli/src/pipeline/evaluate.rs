@@ -23,7 +23,7 @@ use super::{Pipeline, TaskResult, Watch, files, shards, value_input};
 use crate::output::note;
 
 /// The hidden argument that makes this program the launcher of its own sandbox.
-pub(crate) const LAUNCHER_ARGUMENT: &str = "__sandbox-launcher";
+const LAUNCHER_ARGUMENT: &str = "__sandbox-launcher";
 
 /// The other half of [`LAUNCHER_ARGUMENT`].
 pub(crate) fn launcher_main() -> Option<ExitCode> {
@@ -196,8 +196,13 @@ impl Pipeline {
     }
 }
 
+/// This program as the launcher of its own sandbox.
+pub(crate) fn sandbox_launcher() -> mixse_eval::Result<Launcher> {
+    Launcher::current_exe(LAUNCHER_ARGUMENT)
+}
+
 /// The sandbox for generated code, with the reason if there is none.
-pub(crate) fn open_sandbox() -> anyhow::Result<Sandbox> {
-    let launcher = Launcher::current_exe(LAUNCHER_ARGUMENT)?;
-    Sandbox::open(launcher, Limits::default(), Policy::RequireMinimum).context("code cannot be run")
+fn open_sandbox() -> anyhow::Result<Sandbox> {
+    Sandbox::open(sandbox_launcher()?, Limits::default(), Policy::RequireMinimum)
+        .context("code cannot be run")
 }

@@ -24,7 +24,7 @@ use mixse_selfmoe::{
 use serde::Serialize;
 
 use crate::{config::Config, progress::Progress};
-pub(crate) use evaluate::launcher_main;
+pub(crate) use evaluate::{launcher_main, sandbox_launcher};
 pub(crate) use models::Models;
 pub(crate) use run_directory::RunDirectory;
 

@@ -184,8 +184,8 @@ pub struct Sample {
 pub struct Token {
     /// Its text.
     pub text: String,
-    /// Probability of each expert, averaged over the blocks, in the order of [`ReportData::experts`]; the most likely one gives the
-    /// colour. Empty if it was not routed.
+    /// Each expert's part in the token's decisions, 0 to 1, averaged over the blocks, in the order of
+    /// [`ReportData::experts`]; the largest one gives the colour. Empty if it was not routed.
     pub probabilities: Vec<f32>,
 }
 

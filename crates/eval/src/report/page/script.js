@@ -1,4 +1,4 @@
-// Phones have no pointer to hover with: a tapped token shows its probabilities at the bottom of the screen.
+// Phones have no pointer to hover with: a tapped token shows its experts at the bottom of the screen.
 document.addEventListener('click', (event) => {
   const pick = document.getElementById('pick');
   if (!pick) return;
