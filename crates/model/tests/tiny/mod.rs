@@ -27,6 +27,9 @@ pub(crate) struct Fixtures {
 pub(crate) struct Case {
     pub(crate) config: serde_json::Value,
     pub(crate) shapes: BTreeMap<String, Vec<usize>>,
+    pub(crate) rows: serde_json::Value,
+    pub(crate) losses: Vec<f32>,
+    pub(crate) trained: BTreeMap<String, Vec<f32>>,
     pub(crate) logits: Vec<Vec<f32>>,
     pub(crate) greedy: Vec<u32>,
     pub(crate) xlora_alpha: Vec<Vec<f32>>,

@@ -1,0 +1,191 @@
+//! LoRA training against PEFT and PyTorch's AdamW, and what a training must keep to whatever happens to it.
+
+#![allow(clippy::unwrap_used, reason = "a fault in a test's own support is a panic")]
+
+#[path = "../../model/tests/tiny/mod.rs"]
+mod tiny;
+
+use std::{ops::ControlFlow, path::Path};
+
+use candle_core::Device;
+use mixse_model::{
+    decoder::{Decoder, Memory},
+    expert::{Expert, LoraConfig},
+    expert_set::ExpertSet,
+    files, peft,
+    router::{GateConfig, Router, RouterConfig, RouterInput},
+};
+use mixse_selfmoe::train::{
+    Job, Outcome, Schedule, TrainConfig, TrainRow, check_expert, train_expert, train_jointly, train_router,
+};
+
+/// The reference's settings: 20 steps of 4 rows in file order at 1e-2.
+fn reference_config() -> TrainConfig {
+    TrainConfig {
+        learning_rate: 1e-2,
+        epochs: 0,
+        max_steps: 20,
+        batch_size: 4,
+        shuffle: false,
+        ..TrainConfig::default()
+    }
+}
+
+fn rows(case: &tiny::Case) -> Vec<TrainRow> {
+    serde_json::from_value(case.rows.clone()).unwrap()
+}
+
+fn job<'a>(decoder: &'a Decoder, rows: &'a [TrainRow], config: &'a TrainConfig) -> Job<'a> {
+    Job { decoder, rows, config, seed: 5, memory: Memory::Keep, state: None }
+}
+
+fn done<T>(outcome: Outcome<T>) -> (T, Vec<f32>) {
+    match outcome {
+        Outcome::Done(result, losses) => (result, losses),
+        Outcome::Stopped => panic!("stopped"),
+    }
+}
+
+#[test]
+fn losses_and_trained_tensors_agree_with_peft() {
+    tiny::each_case(|what, case, _, model, portable| {
+        let decoder = tiny::load(model, portable);
+        let start = tiny::experts(model, &decoder).swap_remove(0);
+        let (rows, config) = (rows(case), reference_config());
+        let (trained, losses) = done(
+            train_expert(job(&decoder, &rows, &config), &start, &mut |_| ControlFlow::Continue(())).unwrap(),
+        );
+        assert_eq!(losses.len(), case.losses.len());
+        for (step, (got, want)) in losses.iter().zip(&case.losses).enumerate() {
+            assert!(
+                (got - want).abs() <= 1e-4 * want.abs(),
+                "{what}: step {step}: loss {got}, reference {want}"
+            );
+        }
+        assert!(losses[18] < losses[0], "{what}: the reference learns something: {losses:?}");
+
+        let dir = model.with_file_name("trained");
+        let origin = peft::Origin { name: "trained".into(), base_hash: "0".into() };
+        peft::write(&trained, &decoder.config, "tiny", &origin, &dir).unwrap();
+        let written = files::read_tensors(&dir.join(peft::TENSORS)).unwrap();
+        assert_eq!(written.len(), case.trained.len());
+        for tensor in written {
+            let want = &case.trained[&tensor.name];
+            for (got, want) in tensor.values.iter().step_by(97).zip(want) {
+                assert!((got - want).abs() <= 1e-4, "{what}: {}: {got}, reference {want}", tensor.name);
+            }
+        }
+        assert_eq!(
+            peft::read(&dir, &decoder.config).unwrap().blocks,
+            trained.blocks,
+            "{what}: what is written is read back"
+        );
+    });
+}
+
+/// Runs `test` on the first architecture only, with the fused body.
+fn on_one_model(test: impl Fn(&tiny::Case, &Path, &Decoder)) {
+    tiny::each_case(|what, case, _, model, portable| {
+        if what.starts_with("qwen3") && !portable {
+            test(case, model, &tiny::load(model, false));
+        }
+    });
+}
+
+#[test]
+fn a_training_that_was_stopped_continues_bit_for_bit() {
+    on_one_model(|case, model, decoder| {
+        let rows = rows(case);
+        let config = TrainConfig {
+            epochs: 4,
+            batch_size: 5,
+            learning_rate: 1e-2,
+            schedule: Schedule::Cosine,
+            warmup_steps: 3,
+            clip_norm: 0.5,
+            weight_decay: 0.1,
+            pass_tokens: 16,
+            save_every: 2,
+            ..TrainConfig::default()
+        };
+        let start =
+            Expert::init("e", &LoraConfig { rank: 4, ..LoraConfig::default() }, &decoder.config, 1).unwrap();
+        let whole = done(
+            train_expert(job(decoder, &rows, &config), &start, &mut |_| ControlFlow::Continue(())).unwrap(),
+        );
+        let state = model.with_file_name("state");
+        let job = Job { state: Some(&state), ..job(decoder, &rows, &config) };
+        // Stopped after every step: each time the state on disk is all that is left.
+        let mut attempts = 0;
+        let resumed = loop {
+            attempts += 1;
+            match train_expert(job, &start, &mut |_| ControlFlow::Break(())).unwrap() {
+                Outcome::Done(expert, losses) => break (expert, losses),
+                Outcome::Stopped => {}
+            }
+        };
+        assert_eq!(attempts, whole.1.len() + 1);
+        assert_eq!(resumed, whole);
+    });
+}
+
+#[test]
+fn recomputing_activations_changes_nothing() {
+    on_one_model(|case, _, decoder| {
+        let (rows, config) = (rows(case), reference_config());
+        let start =
+            Expert::init("e", &LoraConfig { rank: 4, ..LoraConfig::default() }, &decoder.config, 1).unwrap();
+        let train = |memory| {
+            let job = Job { memory, ..job(decoder, &rows, &config) };
+            done(train_expert(job, &start, &mut |_| ControlFlow::Continue(())).unwrap())
+        };
+        assert_eq!(train(Memory::Keep), train(Memory::Recompute));
+    });
+}
+
+#[test]
+fn a_router_learns_for_every_input_and_leaves_the_experts_alone() {
+    on_one_model(|case, model, decoder| {
+        let (rows, config) = (rows(case), reference_config());
+        let experts = tiny::experts(model, decoder);
+        let set = ExpertSet::new(&experts, &decoder.config, &Device::Cpu).unwrap();
+        for input in [RouterInput::Block, RouterInput::BaseLast, RouterInput::Embedding] {
+            let settings = RouterConfig {
+                input,
+                gate: GateConfig { top_k: 2, ..GateConfig::default() },
+                ..RouterConfig::default()
+            };
+            let start = Router::init(&settings, &set.names, &decoder.config, 2, &Device::Cpu).unwrap();
+            let job = job(decoder, &rows, &config);
+            let (router, losses) =
+                done(train_router(job, &set, &start, &mut |_| ControlFlow::Continue(())).unwrap());
+            assert!(losses[18] < losses[0], "{input:?}: {losses:?}");
+            let values = |r: &Router| r.weights[0].flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert_ne!(values(&router), values(&start));
+            let (together, joint) =
+                done(train_jointly(job, &experts, &start, &mut |_| ControlFlow::Continue(())).unwrap());
+            assert!(joint[18] < losses[18], "{input:?}: training everything fits the rows better");
+            assert!(together.0.iter().zip(&experts).all(|(a, b)| a.blocks != b.blocks));
+        }
+    });
+}
+
+#[test]
+fn an_expert_that_does_nothing_is_refused() {
+    on_one_model(|case, model, decoder| {
+        let rows = rows(case);
+        let hash = decoder.weights_hash().unwrap();
+        let check = |expert: &Expert, hash: &str| {
+            check_expert(decoder, expert, hash, &rows[0]).map_err(|e| e.to_string())
+        };
+        let good = tiny::experts(model, decoder).swap_remove(0);
+        assert_eq!(check(&good, &hash), Ok(()));
+        let untrained =
+            Expert::init("e", &LoraConfig { rank: 4, ..LoraConfig::default() }, &decoder.config, 1).unwrap();
+        assert!(check(&untrained, &hash).unwrap_err().contains("lora_B of block 0 q_proj is still zero"));
+        let mut broken = good.clone();
+        broken.blocks[1][6].as_mut().unwrap().a[3] = f32::NAN;
+        assert!(check(&broken, &hash).unwrap_err().contains("block 1 down_proj"));
+        assert!(check(&good, "other").unwrap_err().contains("hash changed"));
+    });
+}
