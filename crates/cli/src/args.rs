@@ -30,6 +30,7 @@ pub(crate) enum Command {
     Run(RunArgs),
     Pull(PullArgs),
     Doctor(DoctorArgs),
+    Bench(crate::commands::BenchArgs),
     Inspect(crate::commands::InspectArgs),
     Train(crate::commands::TrainArgs),
 }

@@ -160,6 +160,19 @@ impl Decoder {
         Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
+    /// Bytes of frozen projections that one pass reads, the output head included.
+    pub fn weight_bytes(&self) -> usize {
+        let of = |weight: &FrozenWeight| match weight {
+            FrozenWeight::Packed(packed) => packed.bytes(),
+            FrozenWeight::Tensor(tensor) => tensor.elem_count() * tensor.dtype().size_in_bytes(),
+        };
+        let blocks: usize = match &self.body {
+            Body::Fused(blocks) => blocks.iter().flat_map(|b| &b.weights.projections).map(of).sum(),
+            Body::Portable(blocks) => blocks.iter().flat_map(|b| &b.1.projections).map(of).sum(),
+        };
+        blocks + of(&self.head.weight)
+    }
+
     /// Where the pass runs.
     pub fn device(&self) -> &Device {
         &self.device

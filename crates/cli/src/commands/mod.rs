@@ -1,5 +1,6 @@
 //! One file a command.
 
+mod bench;
 mod doctor;
 mod inspect;
 mod opened;
@@ -7,6 +8,7 @@ mod pull;
 mod run;
 mod train;
 
+pub(crate) use bench::BenchArgs;
 pub(crate) use inspect::InspectArgs;
 pub(crate) use train::TrainArgs;
 
@@ -17,6 +19,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Run(args) => run::run(&args),
         Command::Pull(args) => pull::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Train(args) => train::run(&args),
     }
