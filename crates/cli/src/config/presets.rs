@@ -33,7 +33,7 @@ fn quick() -> Config {
             ..paper.expert
         },
         router: RouterSection {
-            training: TrainConfig { batch_size: 8, ..paper.router.training },
+            training: TrainConfig { batch_size: 8, epochs: 3, ..paper.router.training },
             ..paper.router
         },
         evaluation: Evaluation { items: 40, shards: 1, samples: 2 },
@@ -63,7 +63,8 @@ fn paper() -> Config {
         expert: ExpertSection { lora: LoraConfig::default(), training: TrainConfig::default() },
         router: RouterSection {
             router: RouterConfig::default(),
-            training: TrainConfig { epochs: 1, ..TrainConfig::default() },
+            // The paper does not say; at the experts' rate the router hardly moves from where it starts.
+            training: TrainConfig { learning_rate: 1e-2, epochs: 1, ..TrainConfig::default() },
         },
         evaluation: Evaluation { items: 1_000_000, shards: 4, samples: 2 },
     }
