@@ -31,6 +31,7 @@ pub(crate) enum Command {
     Pull(PullArgs),
     Doctor(DoctorArgs),
     Bench(crate::commands::BenchArgs),
+    Eval(crate::commands::EvalArgs),
     Inspect(crate::commands::InspectArgs),
     Train(crate::commands::TrainArgs),
 }

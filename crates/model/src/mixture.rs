@@ -1,6 +1,9 @@
 //! A mixture: experts of one base and the way tokens choose among them.
 
+use sha2::{Digest, Sha256};
+
 use crate::{
+    Result,
     expert_set::ExpertSet,
     router::{Router, RouterInput},
 };
@@ -34,6 +37,25 @@ impl Mixture {
     /// One expert that always counts fully, or several that are added up.
     pub fn all(experts: ExpertSet) -> Self {
         Self { experts, routing: Routing::All }
+    }
+
+    /// A short name for everything that the mixture adds to its base: the same values give the same name.
+    pub fn fingerprint(&self) -> Result<String> {
+        let mut hasher = Sha256::new();
+        let router = match &self.routing {
+            Routing::Learned(router) => router.weights.iter().chain(&router.bias).collect(),
+            _ => Vec::new(),
+        };
+        for tensor in self.experts.params.iter().chain(router) {
+            for value in tensor.flatten_all()?.to_vec1::<f32>()? {
+                hasher.update(value.to_le_bytes());
+            }
+        }
+        match &self.routing {
+            Routing::Learned(router) => hasher.update(format!("{:?}", router.config)),
+            other => hasher.update(format!("{other:?}")),
+        }
+        Ok(hasher.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect())
     }
 
     /// The router reads the base's final hidden states, so a pass runs the base first.

@@ -2,6 +2,7 @@
 
 mod bench;
 mod doctor;
+mod eval;
 mod inspect;
 mod opened;
 mod pull;
@@ -9,6 +10,7 @@ mod run;
 mod train;
 
 pub(crate) use bench::BenchArgs;
+pub(crate) use eval::EvalArgs;
 pub(crate) use inspect::InspectArgs;
 pub(crate) use train::TrainArgs;
 
@@ -20,6 +22,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Pull(args) => pull::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Eval(args) => eval::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Train(args) => train::run(&args),
     }
