@@ -94,7 +94,7 @@ fn leading_number(text: &str) -> Option<String> {
 
 /// The value of an expression of numbers, `+ - * /` and parentheses with at least one operator; `None` if it is
 /// anything else.
-fn evaluate(text: &str) -> Option<f64> {
+pub fn evaluate(text: &str) -> Option<f64> {
     let cleaned: String = text.chars().filter(|c| !matches!(c, ' ' | ',' | '$')).collect();
     // A short text bounds the depth of the recursion below.
     if cleaned.len() > 200 || !cleaned.trim_start_matches('-').contains(['+', '-', '*', '/']) {

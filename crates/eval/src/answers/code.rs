@@ -1,21 +1,41 @@
 //! Python code in a response, in this order:
 //!
-//! 1. the first Markdown fence whose code defines the entry point, or, if none does, nothing;
-//! 2. without fences, a plain completion: from the first line that starts code (`def`, `class`, `import`, `from`, `@`,
-//!    an assignment) to the line before the first that is neither empty, indented, a comment nor such a start;
+//! 1. the first Markdown fence whose code defines the entry point;
+//! 2. without fences, or before the first one, a plain completion: from the first line that starts code (`def`,
+//!    `class`, `import`, `from`, `@`, an assignment) to the line before the first that is neither empty, indented, a
+//!    comment nor such a start;
 //! 3. an indented body alone, if the item's input ends in the entry point's `def` line and docstring: both together.
 //!
-//! The code must define the entry point (`def NAME(` or `NAME =`). An unclosed last fence ends with the response.
+//! The code must define the entry point (`def NAME(` or `NAME =`). An unclosed last fence ends with the response. Where
+//! the response breaks off behind the first line of one more definition, that line is left out.
 
 /// The code that defines `entry_point`.
 pub fn extract(response: &str, entry_point: &str, input: &str) -> Option<String> {
-    if response.contains("```") {
-        return fences(response).into_iter().find(|code| defines(code, entry_point));
+    let fenced = fences(response).into_iter().find(|code| defines(code, entry_point));
+    if let Some(code) = fenced {
+        return Some(without_open_end(&code, entry_point));
     }
-    if response.starts_with([' ', '\t']) && defines(input, entry_point) {
-        return Some(format!("{}\n{}", input.trim_end(), body(response)));
+    let bare = response.split("```").next().unwrap_or_default();
+    if bare.starts_with([' ', '\t']) && defines(input, entry_point) {
+        return Some(format!("{}\n{}", input.trim_end(), body(bare)));
     }
-    Some(plain(response)).filter(|code| defines(code, entry_point))
+    let code = plain(bare);
+    defines(&code, entry_point).then(|| without_open_end(&code, entry_point))
+}
+
+/// Leaves out a definition that has only its first line, if the entry point stands before it.
+fn without_open_end(code: &str, entry_point: &str) -> String {
+    let code = code.trim_end();
+    match code.rsplit_once('\n') {
+        Some((before, last))
+            if ["def ", "async def ", "class ", "@"].iter().any(|w| last.starts_with(w))
+                && (last.ends_with(':') || !last.contains(':'))
+                && defines(before, entry_point) =>
+        {
+            before.trim_end().to_owned()
+        }
+        _ => code.to_owned(),
+    }
 }
 
 fn defines(code: &str, name: &str) -> bool {
@@ -121,6 +141,13 @@ mod tests {
             "",
             Some("class A:\n    def f(self):\n        pass"),
         );
+        check("def f(x):\n    return x\n```\nThis returns x.", "", Some(code));
+        check("def f(x):\n    return x\n\ndef g(x):", "", Some(code));
+        check("def f(x):\n    return x\n\ndef g(x", "", Some(code));
+        check("```\ndef f(x):\n    return x\n\n@cache", "", Some(code));
+        check("def f(x): return x", "", Some("def f(x): return x"));
+        check("x = 1\ndef f(x):", "", Some("x = 1\ndef f(x):"));
+        check("```\nf(1)\n```\ndef f(x):\n    return x", "", None);
         check("", "", None);
     }
 
