@@ -78,8 +78,10 @@ fn trailing_expression(text: &str) -> &str {
     };
     let start =
         text.char_indices().rev().take_while(|(_, c)| is_part(*c)).last().map_or(text.len(), |(i, _)| i);
-    // Punctuation of the sentence before is no part of the expression.
-    text[start..].trim_start_matches([' ', '.', ',', ')', '*', '/', '+'])
+    // Punctuation of the sentence before is no part of the expression, nor is a number that ends it.
+    let found = &text[start..];
+    let start = [". ", ", "].iter().filter_map(|end| found.rfind(end).map(|at| at + end.len())).max();
+    found[start.unwrap_or(0)..].trim_start_matches([' ', '.', ',', ')', '*', '/', '+'])
 }
 
 fn leading_number(text: &str) -> Option<String> {
@@ -211,6 +213,8 @@ mod tests {
         check("2 + 2 = 5 - 1 = 4", None);
         check("-3 + 5 = 2", None);
         check("3/8 + 2/8 = 5/8", None);
+        check("The step is 8. 6 + 8 = 14", None);
+        check("With 2, 3 + 4 = 8", Some("3 + 4 = 8"));
     }
 
     proptest! {
