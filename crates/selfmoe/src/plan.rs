@@ -49,6 +49,9 @@ pub enum Input {
         /// Its content.
         value: serde_json::Value,
     },
+    /// A value that is not known here, by its name: whoever only looks at a plan takes it to be what it was. No task
+    /// that needs it can run.
+    Unknown(String),
     /// All outputs of another task, which must run before.
     Task(String),
 }
@@ -379,6 +382,12 @@ impl<'a> Plan<'a> {
     fn execute(&self, task: &Task<'a>, claim: &Claim, done: &mut Done) -> Result<()> {
         let started = SystemTime::now();
         let clock = Instant::now();
+        if let Some(Input::Unknown(name)) = task.inputs.iter().find(|i| matches!(i, Input::Unknown(_))) {
+            return Err(Error::Plan(format!(
+                "task {:?} cannot run: its input {name:?} is not known",
+                task.id
+            )));
+        }
         let inputs = self.input_hashes(task, done)?.unwrap_or_default();
         let directory = self.work_path(task);
         self.enter_work(&directory, &inputs)?;
@@ -468,7 +477,14 @@ impl<'a> Plan<'a> {
             Err(Error::State { what, .. }) => return Ok(Status::Ready(Reason::State(what))),
             Err(other) => return Err(other),
         };
-        let inputs = self.input_hashes(task, done)?.unwrap_or_default();
+        let mut inputs = self.input_hashes(task, done)?.unwrap_or_default();
+        for input in &task.inputs {
+            if let Input::Unknown(name) = input
+                && let Some((name, hash)) = state.inputs.get_key_value(&value_name(name))
+            {
+                inputs.insert(name.clone(), hash.clone());
+            }
+        }
         let changed = differing(&state.inputs, &inputs);
         if !changed.is_empty() {
             return Ok(Status::Ready(Reason::Inputs(changed)));
@@ -499,7 +515,8 @@ impl<'a> Plan<'a> {
                         .ok_or_else(|| Error::MissingInput { id: task.id.clone(), path: full })?;
                     (format!("file {}", path.display()), hash)
                 }
-                Input::Value { name, value } => (format!("value {name}"), state::hash_value(value)),
+                Input::Value { name, value } => (value_name(name), state::hash_value(value)),
+                Input::Unknown(_) => continue,
                 Input::Task(id) => match done.outputs(id) {
                     Some(hash) => (format!("task {id}"), hash.to_owned()),
                     None => return Ok(None),
@@ -566,6 +583,11 @@ fn differing(old: &BTreeMap<String, String>, new: &BTreeMap<String, String>) -> 
     names.sort();
     names.dedup();
     names
+}
+
+/// How a value is called among the inputs of a state.
+fn value_name(name: &str) -> String {
+    format!("value {name}")
 }
 
 fn well_formed(id: &str) -> bool {

@@ -2,28 +2,39 @@
 
 /// A metadata value.
 #[derive(Debug, Clone)]
-pub(crate) enum Meta {
+pub enum Meta {
+    /// Type 4.
     U32(u32),
+    /// Type 6.
     F32(f32),
+    /// Type 7.
     Bool(bool),
+    /// Type 8.
     Str(String),
+    /// Type 9 of type 8.
     Strings(Vec<String>),
+    /// Type 9 of type 5.
     I32s(Vec<i32>),
+    /// Type 9 of type 6.
     F32s(Vec<f32>),
 }
 
 /// A tensor: its name, its shape with the outermost dimension first, its type's number in `ggml.h` and its bytes.
 #[derive(Debug, Clone)]
-pub(crate) struct Stored {
-    pub(crate) name: String,
-    pub(crate) shape: Vec<u64>,
-    pub(crate) kind: u32,
-    pub(crate) bytes: Vec<u8>,
+pub struct Stored {
+    /// As in the file.
+    pub name: String,
+    /// The outermost dimension first.
+    pub shape: Vec<u64>,
+    /// The type's number.
+    pub kind: u32,
+    /// Its blocks.
+    pub bytes: Vec<u8>,
 }
 
 impl Stored {
     /// An F32 tensor.
-    pub(crate) fn f32(name: &str, shape: &[usize], values: &[f32]) -> Self {
+    pub fn f32(name: &str, shape: &[usize], values: &[f32]) -> Self {
         let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         let shape = shape.iter().map(|&size| size as u64).collect();
         Self { name: name.to_owned(), shape, kind: 0, bytes }
@@ -32,30 +43,32 @@ impl Stored {
 
 /// A file to write.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct GgufFile {
-    pub(crate) metadata: Vec<(String, Meta)>,
-    pub(crate) tensors: Vec<Stored>,
+pub struct GgufFile {
+    /// Keys and values in the order of the file.
+    pub metadata: Vec<(String, Meta)>,
+    /// Likewise.
+    pub tensors: Vec<Stored>,
 }
 
 impl GgufFile {
     /// Sets a metadata value, in the place of an older one under the key.
-    pub(crate) fn set(&mut self, key: &str, value: Meta) {
+    pub fn set(&mut self, key: &str, value: Meta) {
         self.metadata.retain(|(old, _)| old != key);
         self.metadata.push((key.to_owned(), value));
     }
 
     /// Removes a metadata value.
-    pub(crate) fn unset(&mut self, key: &str) {
+    pub fn unset(&mut self, key: &str) {
         self.metadata.retain(|(old, _)| old != key);
     }
 
     /// The tensor called `name` in the file.
-    pub(crate) fn tensor(&mut self, name: &str) -> &mut Stored {
+    pub fn tensor(&mut self, name: &str) -> &mut Stored {
         self.tensors.iter_mut().find(|tensor| tensor.name == name).unwrap()
     }
 
     /// The bytes before the tensor data.
-    pub(crate) fn header(&self) -> Vec<u8> {
+    pub fn header(&self) -> Vec<u8> {
         let mut out = b"GGUF".to_vec();
         out.extend(3u32.to_le_bytes());
         out.extend((self.tensors.len() as u64).to_le_bytes());
@@ -77,7 +90,7 @@ impl GgufFile {
     }
 
     /// The whole file.
-    pub(crate) fn bytes(&self) -> Vec<u8> {
+    pub fn bytes(&self) -> Vec<u8> {
         let mut out = self.header();
         for tensor in &self.tensors {
             out.resize(out.len().next_multiple_of(32), 0);

@@ -4,28 +4,34 @@ use std::{collections::BTreeMap, path::Path};
 
 use serde_json::{Value, json};
 
-use super::{
+use crate::{
     gguf::{GgufFile, Meta, Stored},
     vocabulary,
 };
 
-pub(crate) const VOCABULARY: usize = 320;
-pub(crate) const HIDDEN: usize = 32;
-pub(crate) const WIDTH: usize = 256;
-pub(crate) const HEADS: usize = 4;
-pub(crate) const KV_HEADS: usize = 2;
-pub(crate) const HEAD: usize = 8;
-pub(crate) const BLOCKS: usize = 2;
+/// Rows of the embedding.
+pub const VOCABULARY: usize = 320;
+/// Width of the residual stream.
+pub const HIDDEN: usize = 32;
+/// Width of the feed-forward part.
+pub const WIDTH: usize = 256;
+/// Heads of queries.
+pub const HEADS: usize = 4;
+/// Heads of keys and values.
+pub const KV_HEADS: usize = 2;
+/// Width of a head.
+pub const HEAD: usize = 8;
+/// Decoder blocks.
+pub const BLOCKS: usize = 2;
 
 /// The names of the architectures in GGUF files. `mistral` writes `llama` and a window.
-pub(crate) const ARCHITECTURES: [&str; 7] =
-    ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"];
+pub const ARCHITECTURES: [&str; 7] = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"];
 
 /// A tensor's GGUF name, shape and values in Hugging Face's convention.
-pub(crate) type Tensors = BTreeMap<String, (String, Vec<usize>, Vec<f32>)>;
+pub type Tensors = BTreeMap<String, (String, Vec<usize>, Vec<f32>)>;
 
 /// Every tensor under its Hugging Face name.
-pub(crate) fn tensors(architecture: &str) -> Tensors {
+pub fn tensors(architecture: &str) -> Tensors {
     let gemma = architecture.starts_with("gemma");
     let two_norms_more = matches!(architecture, "gemma2" | "gemma3");
     let mut rows = vec![
@@ -83,7 +89,7 @@ pub(crate) fn tensors(architecture: &str) -> Tensors {
 }
 
 /// The model as a GGUF file, with a byte-level vocabulary.
-pub(crate) fn gguf(architecture: &str) -> GgufFile {
+pub fn gguf(architecture: &str) -> GgufFile {
     let prefix = if architecture == "mistral" { "llama" } else { architecture };
     let mut file = GgufFile::default();
     file.set("general.architecture", Meta::Str(prefix.into()));
@@ -126,7 +132,7 @@ fn convert(architecture: &str, name: &str, shape: &[usize], values: Vec<f32>) ->
 }
 
 /// The model's `config.json` as transformers 5 writes it.
-pub(crate) fn config(architecture: &str) -> Value {
+pub fn config(architecture: &str) -> Value {
     let mut config = json!({
         "model_type": if architecture == "gemma3" { "gemma3_text" } else { architecture },
         "vocab_size": VOCABULARY, "hidden_size": HIDDEN, "intermediate_size": WIDTH, "num_hidden_layers": BLOCKS,
@@ -152,7 +158,7 @@ pub(crate) fn config(architecture: &str) -> Value {
 }
 
 /// Puts the keys of `extra` into `config`; `null` removes one.
-pub(crate) fn merge(config: &mut Value, extra: Value) {
+pub fn merge(config: &mut Value, extra: Value) {
     let (Value::Object(config), Value::Object(extra)) = (config, extra) else { panic!("two objects") };
     for (key, value) in extra {
         if value.is_null() {
@@ -164,7 +170,7 @@ pub(crate) fn merge(config: &mut Value, extra: Value) {
 }
 
 /// A `tokenizer.json` of the byte-level kind that puts `<s>` in front.
-pub(crate) fn tokenizer_json() -> String {
+pub fn tokenizer_json() -> String {
     let mut vocabulary = serde_json::Map::new();
     for (id, character) in vocabulary::byte_characters().into_iter().enumerate() {
         vocabulary.insert(character, json!(id));
@@ -195,14 +201,17 @@ pub(crate) fn tokenizer_json() -> String {
 
 /// How a safetensors file stores its numbers.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Number {
+pub enum Number {
+    /// 4 bytes.
     F32,
+    /// 2 bytes, 5 bits of exponent.
     F16,
+    /// 2 bytes, 8 bits of exponent.
     Bf16,
 }
 
 /// The bytes of a safetensors file.
-pub(crate) fn safetensors<'a>(
+pub fn safetensors<'a>(
     tensors: impl Iterator<Item = (&'a String, &'a (String, Vec<usize>, Vec<f32>))>,
     number: Number,
 ) -> Vec<u8> {
@@ -228,7 +237,7 @@ pub(crate) fn safetensors<'a>(
 }
 
 /// The model as a Hugging Face directory without a tokenizer.
-pub(crate) fn write_directory(directory: &Path, architecture: &str, number: Number) {
+pub fn write_directory(directory: &Path, architecture: &str, number: Number) {
     std::fs::write(directory.join("config.json"), config(architecture).to_string()).unwrap();
     std::fs::write(directory.join("model.safetensors"), safetensors(tensors(architecture).iter(), number))
         .unwrap();

@@ -1,9 +1,9 @@
 //! Tiny vocabularies.
 
-use super::gguf::{GgufFile, Meta};
+use crate::gguf::{GgufFile, Meta};
 
 /// The 256 characters that spell bytes in a byte-level vocabulary, in byte order (GPT-2's `bytes_to_unicode`).
-pub(crate) fn byte_characters() -> Vec<String> {
+pub fn byte_characters() -> Vec<String> {
     let mut next = 0x100;
     let character = |byte: u8| match byte {
         b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF => char::from(byte),
@@ -16,10 +16,10 @@ pub(crate) fn byte_characters() -> Vec<String> {
 }
 
 /// The merges of the byte-level vocabulary, best first.
-pub(crate) const MERGES: [&str; 6] = ["h e", "Ġ t", "Ġt he", "Ġ 1", "1 2", "l l"];
+pub const MERGES: [&str; 6] = ["h e", "Ġ t", "Ġt he", "Ġ 1", "1 2", "l l"];
 
 /// A byte-level vocabulary: ids 0 to 255 are the bytes, then what [`MERGES`] make, then `<|begin|>` and `<|end|>`.
-pub(crate) fn byte_level(file: &mut GgufFile, pre: &str) {
+pub fn byte_level(file: &mut GgufFile, pre: &str) {
     let mut tokens = byte_characters();
     tokens.extend(MERGES.iter().map(|merge| merge.replace(' ', "")));
     tokens.extend(["<|begin|>".to_owned(), "<|end|>".to_owned()]);
@@ -34,10 +34,10 @@ pub(crate) fn byte_level(file: &mut GgufFile, pre: &str) {
 }
 
 /// A SentencePiece vocabulary: `<unk> <s> </s>`, the bytes from id 3, then these pieces from id 259.
-pub(crate) const PIECES: [&str; 10] = ["▁", "h", "e", "l", "o", "ll", "he", "▁he", "llo", "▁hello"];
+pub const PIECES: [&str; 10] = ["▁", "h", "e", "l", "o", "ll", "he", "▁he", "llo", "▁hello"];
 
 /// Writes it; the better pieces have the higher scores, except for Gemma, whose scores say nothing.
-pub(crate) fn sentencepiece(file: &mut GgufFile) {
+pub fn sentencepiece(file: &mut GgufFile) {
     let mut tokens: Vec<String> = ["<unk>", "<s>", "</s>"].map(String::from).to_vec();
     tokens.extend((0..=u8::MAX).map(|byte| format!("<0x{byte:02X}>")));
     tokens.extend(PIECES.map(String::from));

@@ -13,7 +13,7 @@ use crate::{
     args::RunArgs,
     config::{Config, Preset, load},
     output::{note, print},
-    pipeline::{Models, Pipeline, RunDirectory},
+    pipeline::{Pipeline, RunDirectory},
     pull::Cache,
 };
 
@@ -21,14 +21,14 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
     let directory = directory(args);
     let config = config(args, &directory)?;
     RunDirectory::check(&directory, &config)?;
-    let cache = Cache::locate(args.cache.cache.as_deref())?;
-    let models = Models::open(&config, &cache)?;
-    let pipeline = Pipeline::new(config.clone(), models)?;
+    let mut pipeline = Pipeline::new(config.clone())?;
+    if args.list {
+        let run = RunDirectory::look(&directory);
+        return print(args.json.format(), &TaskList::new(&pipeline.plan(&run)?)?);
+    }
+    pipeline.open_base(&Cache::locate(args.cache.cache.as_deref())?)?;
     let run = RunDirectory::open(&directory, &config)?;
     let plan = pipeline.plan(&run)?;
-    if args.list {
-        return print(args.json.format(), &TaskList::new(&plan)?);
-    }
     let mut observe = |event: Event<'_>| {
         tell(&event);
         if let Event::Finished(..) = event

@@ -26,6 +26,8 @@ pub(crate) struct Config {
     /// Every random choice follows from it.
     pub(crate) seed: u64,
     pub(crate) device: Device,
+    /// Run the portable operations on the processor too (other devices always do): slow, for comparison.
+    pub(crate) portable: bool,
     pub(crate) precision: Precision,
     pub(crate) threads: Threads,
     /// How a task is put to the model in training and evaluation.

@@ -48,6 +48,7 @@ fn paper() -> Config {
         domains: ["knowledge", "reasoning", "math", "coding"].map(str::to_owned).to_vec(),
         seed: 0,
         device: Device::Cpu,
+        portable: false,
         precision: Precision::default(),
         threads: Threads::All,
         style: Style::Completion,

@@ -98,7 +98,7 @@ impl Pipeline {
         for shard in 0..self.config.generation.shards {
             records.extend(jsonl::read(&work.run().join(files::brainstormed(name, shard)))?);
         }
-        let tokenizer = self.models.tokenizer();
+        let tokenizer = self.models.tokenizer()?;
         let tokens = |text: &str| Ok(tokenizer.encode(text, Bos::Never)?.len());
         let selection =
             select::select(domain, &self.recipe, &records, self.config.generation.tasks, &tokens)?;
@@ -131,7 +131,7 @@ impl Pipeline {
             responses.extend(jsonl::read(&work.run().join(files::responded(name, shard)))?);
         }
         let selection = Selection { tasks, rejected, funnel };
-        let assembly = select::assemble(domain, &self.recipe, self.models.hash(), selection, &responses)?;
+        let assembly = select::assemble(domain, &self.recipe, self.models.hash()?, selection, &responses)?;
         work.record("rows", assembly.rows.len() as f64);
         jsonl::write_atomic(&work.output(files::rows(name))?, &assembly.rows)?;
         jsonl::write_atomic(&work.output(files::rejected(name))?, &assembly.rejected)?;

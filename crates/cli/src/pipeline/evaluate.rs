@@ -15,7 +15,7 @@ use mixse_model::{
 use mixse_selfmoe::{
     domain::Domain,
     plan::{Input, Task, Work},
-    record::Example,
+    record::{Answer, Example},
     template::Style,
 };
 
@@ -117,8 +117,12 @@ impl Pipeline {
     fn evaluate(&self, method: &Method, shard: Shard, work: &Work<'_>) -> TaskResult {
         let mixture = self.method_mixture(method, work.run())?;
         let runner = self.models.runner(mixture.as_ref())?;
-        let sandbox =
-            open_sandbox().map_err(|e| note(format_args!("coding answers are not tested: {e:#}"))).ok();
+        let runs_code = |item: &Example| matches!(item.answer, Some(Answer::Code { .. }));
+        let sandbox = if self.domains.iter().any(|d| self.check_items(d).iter().any(runs_code)) {
+            open_sandbox().map_err(|e| note(format_args!("coding answers are not tested: {e:#}"))).ok()
+        } else {
+            None
+        };
         let mut watch = Watch::new(
             work,
             &format!("eval {} {}", method.title(), shard.index),
@@ -161,10 +165,12 @@ impl Pipeline {
 
     /// How a check item is asked.
     fn check_request(&self, domain: &Domain, item: &Example) -> mixse_eval::Result<Request> {
+        let invalid = |e: &dyn std::fmt::Display| mixse_eval::Error::Invalid(format!("{}: {e}", item.id));
+        let tokenizer = self.models.tokenizer().map_err(|e| invalid(&e))?;
         let prompt = self
             .template
-            .encode(self.config.style, self.models.tokenizer(), &item.instruction, &item.input)
-            .map_err(|e| mixse_eval::Error::Invalid(format!("{}: {e}", item.id)))?;
+            .encode(self.config.style, tokenizer, &item.instruction, &item.input)
+            .map_err(|e| invalid(&e))?;
         Ok(Request {
             prefix: Arc::from([]),
             prompt,

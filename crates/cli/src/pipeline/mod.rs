@@ -23,9 +23,9 @@ use mixse_selfmoe::{
 };
 use serde::Serialize;
 
-use crate::{config::Config, progress::Progress};
+use crate::{config::Config, progress::Progress, pull::Cache};
 pub(crate) use evaluate::{launcher_main, sandbox_launcher};
-pub(crate) use models::Models;
+use models::Models;
 pub(crate) use run_directory::RunDirectory;
 
 /// Everything that tasks work with: the configuration and what it names.
@@ -40,8 +40,8 @@ pub(crate) struct Pipeline {
 type TaskResult = Result<(), TaskError>;
 
 impl Pipeline {
-    /// Opens domains, templates and the model, and checks that they fit together. Nothing is written.
-    pub(crate) fn new(config: Config, models: Models) -> anyhow::Result<Self> {
+    /// Opens domains and templates and checks that they fit together. Nothing is written.
+    pub(crate) fn new(config: Config) -> anyhow::Result<Self> {
         let mut faults = Vec::new();
         let mut domains: Vec<Domain> = Vec::new();
         for name in &config.domains {
@@ -58,7 +58,14 @@ impl Pipeline {
         }
         let recipe = Recipe::built_in(config.recipe_settings())?;
         let template = InstructionTemplate::built_in()?;
+        let models = Models::named(&config);
         Ok(Self { config, domains, recipe, template, models })
+    }
+
+    /// Finds (and pulls) the base model and checks its files; without it the plan can only be looked at.
+    pub(crate) fn open_base(&mut self, cache: &Cache) -> anyhow::Result<()> {
+        self.models = Models::open(&self.config, cache)?;
+        Ok(())
     }
 
     /// The plan over a run directory.
@@ -87,8 +94,12 @@ impl Pipeline {
 
     /// The base model and how it is run: an input of every task that uses it.
     fn model_input(&self) -> Input {
-        let (hash, precision, device) = (self.models.hash(), self.config.precision, self.config.device);
-        Input::value("model", serde_json::json!({ "hash": hash, "precision": precision, "device": device }))
+        let Config { precision, device, portable, .. } = &self.config;
+        let Ok(hash) = self.models.hash() else { return Input::Unknown("model".into()) };
+        let value = serde_json::json!({
+            "hash": hash, "precision": precision, "device": device, "portable": portable,
+        });
+        Input::value("model", value)
     }
 }
 

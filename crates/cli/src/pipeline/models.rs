@@ -1,4 +1,4 @@
-//! The base model, opened at once and loaded when a task needs it.
+//! The base model: named at first, opened before anything runs, loaded when a task needs it.
 
 use std::cell::OnceCell;
 
@@ -17,8 +17,12 @@ use crate::{
     pull::{Cache, ModelSource, resolve_model},
 };
 
-pub(crate) struct Models {
+pub(super) struct Models {
     name: String,
+    opened: Option<Opened>,
+}
+
+struct Opened {
     checkpoint: Checkpoint,
     hash: String,
     options: LoadOptions,
@@ -26,8 +30,13 @@ pub(crate) struct Models {
 }
 
 impl Models {
+    /// The base model by its name alone: enough to look at a plan.
+    pub(super) fn named(config: &Config) -> Self {
+        Self { name: config.base.clone(), opened: None }
+    }
+
     /// Finds (and pulls) the base model of a configuration and checks its files.
-    pub(crate) fn open(config: &Config, cache: &Cache) -> anyhow::Result<Self> {
+    pub(super) fn open(config: &Config, cache: &Cache) -> anyhow::Result<Self> {
         let path = match resolve_model(&config.base, cache)? {
             ModelSource::Base(path) => path,
             ModelSource::Run(path) => {
@@ -37,34 +46,43 @@ impl Models {
         let checkpoint = Checkpoint::open(&path)?;
         let hash = checkpoint.hash()?;
         mixse_kernels::pool::set_threads(config.threads.count());
-        let options =
-            LoadOptions { precision: config.precision, device: device(config.device)?, portable: false };
-        Ok(Self { name: config.base.clone(), checkpoint, hash, options, decoder: OnceCell::new() })
+        let options = LoadOptions {
+            precision: config.precision,
+            device: device(config.device)?,
+            portable: config.portable,
+        };
+        let opened = Opened { checkpoint, hash, options, decoder: OnceCell::new() };
+        Ok(Self { opened: Some(opened), ..Self::named(config) })
+    }
+
+    fn opened(&self) -> anyhow::Result<&Opened> {
+        self.opened.as_ref().with_context(|| format!("the base model {} was not opened", self.name))
     }
 
     pub(super) fn name(&self) -> &str {
         &self.name
     }
 
-    pub(super) fn hash(&self) -> &str {
-        &self.hash
+    pub(super) fn hash(&self) -> anyhow::Result<&str> {
+        Ok(&self.opened()?.hash)
     }
 
-    pub(super) fn tokenizer(&self) -> &Tokenizer {
-        &self.checkpoint.tokenizer
+    pub(super) fn tokenizer(&self) -> anyhow::Result<&Tokenizer> {
+        Ok(&self.opened()?.checkpoint.tokenizer)
     }
 
     pub(super) fn decoder(&self) -> anyhow::Result<&Decoder> {
-        if self.decoder.get().is_none() {
-            let decoder = Decoder::load(&self.checkpoint, &self.options)?;
+        let opened = self.opened()?;
+        if opened.decoder.get().is_none() {
+            let decoder = Decoder::load(&opened.checkpoint, &opened.options)?;
             // Set only here, and this is one thread.
-            let _ = self.decoder.set(decoder);
+            let _ = opened.decoder.set(decoder);
         }
-        self.decoder.get().context("the model was not kept")
+        opened.decoder.get().context("the model was not kept")
     }
 
     pub(super) fn runner<'a>(&'a self, mixture: Option<&'a Mixture>) -> anyhow::Result<Runner<'a>> {
-        Ok(Runner::new(self.decoder()?, self.tokenizer(), mixture))
+        Ok(Runner::new(self.decoder()?, self.tokenizer()?, mixture))
     }
 }
 

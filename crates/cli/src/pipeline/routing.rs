@@ -70,7 +70,7 @@ impl Pipeline {
 
     /// The tokens of a response with each expert's part in their decisions, averaged over the blocks.
     fn route_response(&self, mixture: &Mixture, item: &Example, row: &Row) -> anyhow::Result<Vec<Token>> {
-        let tokenizer = self.models.tokenizer();
+        let tokenizer = self.models.tokenizer()?;
         let prompt = self.template.encode(self.config.style, tokenizer, &item.instruction, &item.input)?;
         let response = tokenizer.encode(&row.response, Bos::Never)?;
         let ids: Vec<u32> = prompt.iter().chain(&response).copied().collect();

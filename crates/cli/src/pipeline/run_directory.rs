@@ -65,6 +65,11 @@ impl RunDirectory {
         }
     }
 
+    /// The directory as it is, which need not exist.
+    pub(crate) fn look(path: &Path) -> Self {
+        Self { path: path.to_owned() }
+    }
+
     /// The directory, made and given its configuration if it is new.
     pub(crate) fn open(path: &Path, config: &Config) -> anyhow::Result<Self> {
         Self::check(path, config)?;

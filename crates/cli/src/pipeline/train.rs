@@ -79,7 +79,7 @@ impl Pipeline {
         let outcome = train_expert(job, &start, &mut |report| training.step(report))?;
         let (expert, losses) = training.finish(outcome)?;
         check_expert(decoder, &expert, &before, &rows[0])?;
-        let origin = peft::Origin { name: domain.to_owned(), base_hash: self.models.hash().to_owned() };
+        let origin = peft::Origin { name: domain.to_owned(), base_hash: self.models.hash()?.to_owned() };
         peft::write(
             &expert,
             &decoder.config,
@@ -113,7 +113,7 @@ impl Pipeline {
         let mut training = Training::new(work, "router");
         let outcome = train_router(job, &experts, &start, &mut |report| training.step(report))?;
         let (router, losses) = training.finish(outcome)?;
-        router_files::write(&router, self.models.hash(), &work.output(files::router())?)?;
+        router_files::write(&router, self.models.hash()?, &work.output(files::router())?)?;
         write_losses(&work.output(files::router_losses())?, &losses)?;
         Ok(())
     }
@@ -127,7 +127,7 @@ impl Pipeline {
                 files::rejected(domain).display()
             );
         }
-        let tokenizer = self.models.tokenizer();
+        let tokenizer = self.models.tokenizer()?;
         let tokenized = rows.iter().map(|row| {
             Ok(TrainRow {
                 prompt_ids: self.template.encode(
@@ -144,7 +144,7 @@ impl Pipeline {
 
     fn read_expert(&self, run: &Path, domain: &str) -> anyhow::Result<Expert> {
         let directory = run.join(files::expert(domain));
-        peft::check_base(&directory, self.models.hash())?;
+        peft::check_base(&directory, self.models.hash()?)?;
         Ok(peft::read(&directory, &self.models.decoder()?.config)?)
     }
 
@@ -177,7 +177,7 @@ impl Pipeline {
             &run.join(files::router()),
             &self.names(),
             &decoder.config,
-            Some(self.models.hash()),
+            Some(self.models.hash()?),
             decoder.device(),
         )?;
         Ok(Mixture { experts: self.expert_set(run)?, routing: Routing::Learned(router) })

@@ -3,7 +3,7 @@
 use half::f16;
 
 use super::gguf::{saved, values};
-use crate::support::tiny;
+use mixse_testing::tiny;
 
 /// A block type: its number in `ggml.h`, its bytes, its values, and the value at an index of a block.
 type Kind = (u32, usize, usize, fn(&[u8], usize) -> f32);

@@ -10,7 +10,7 @@ use mixse_model::{
 use serde_json::{Value, json};
 
 use super::gguf::values;
-use crate::support::tiny::{self, Number};
+use mixse_testing::tiny::{self, Number};
 
 fn write(directory: &Path, name: &str, content: impl AsRef<[u8]>) {
     std::fs::write(directory.join(name), content).unwrap();

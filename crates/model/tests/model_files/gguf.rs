@@ -7,7 +7,7 @@ use mixse_model::{
     weights::Checkpoint,
 };
 
-use crate::support::{
+use mixse_testing::{
     gguf::{GgufFile, Meta, Stored},
     tiny,
 };

@@ -6,7 +6,7 @@ use mixse_model::{tokenizer::Bos, weights::Checkpoint};
 use proptest::prelude::*;
 
 use super::gguf::open_bytes;
-use crate::support::{
+use mixse_testing::{
     tiny::{self, Number},
     vocabulary,
 };

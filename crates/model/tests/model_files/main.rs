@@ -2,9 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helper functions too")]
 
-#[path = "../support/mod.rs"]
-mod support;
-
 mod blocks;
 mod directories;
 mod gguf;

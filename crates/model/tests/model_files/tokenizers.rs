@@ -3,7 +3,7 @@
 use mixse_model::tokenizer::{Bos, Message, TextStream, Tokenizer};
 
 use super::gguf::open;
-use crate::support::{
+use mixse_testing::{
     gguf::{GgufFile, Meta},
     tiny, vocabulary,
 };

@@ -1,0 +1,79 @@
+//! However a run is made, its results are the same bytes.
+
+use std::{fs, path::Path};
+
+use crate::{common::Sandbox, tiny, whole};
+
+/// Whether a file below the unfinished work of a task whose name starts with `task` has `part` in its path.
+fn working(run: &Path, task: &str, part: &str) -> bool {
+    let Ok(tasks) = fs::read_dir(run.join("tasks/work")) else { return false };
+    tasks.flatten().filter(|entry| entry.file_name().display().to_string().starts_with(task)).any(|entry| {
+        let file = entry.path().join(part);
+        fs::metadata(file).is_ok_and(|meta| meta.len() > 0)
+    })
+}
+
+#[test]
+fn a_run_is_the_same_however_it_is_made() {
+    let sandbox = tiny::sandbox();
+    tiny::complete(&sandbox, "whole");
+    killed_anywhere(&sandbox);
+    by_two_processes(&sandbox);
+    task_by_task(&sandbox);
+    for run in ["killed", "shared", "parts"] {
+        tiny::assert_same(&sandbox.path(run), &sandbox.path("whole"));
+    }
+}
+
+/// Kills a run with SIGKILL at several points, each call going on where the one before was killed.
+fn killed_anywhere(sandbox: &Sandbox) {
+    let points: [(&str, &str, &str); 7] = [
+        ("the first tasks written", "brainstorm+words+0", "records.jsonl"),
+        ("tasks of the last shard", "brainstorm+sums+1", "records.jsonl"),
+        ("responses", "respond+sums", "responses.jsonl"),
+        ("steps of an expert", "expert+words", "training/state.safetensors"),
+        ("steps of the router", "router", "training/state.safetensors"),
+        ("evaluation of the base", "eval+base", "words.jsonl"),
+        ("evaluation of the mixture", "eval+mixture", "sums.jsonl"),
+    ];
+    for (what, task, part) in points {
+        // On a busy machine the moment can be missed; then the run is made from the start again.
+        let hit = (0..20).any(|_| {
+            let hit = tiny::kill_when(sandbox, "killed", |run| working(run, task, part));
+            if !hit {
+                fs::remove_dir_all(sandbox.path("killed")).unwrap();
+            }
+            hit
+        });
+        assert!(hit, "the run always ended before it was killed at: {what}");
+    }
+    tiny::complete(sandbox, "killed");
+    let left: Vec<_> = tiny::files(&sandbox.path("killed"))
+        .into_iter()
+        .map(|(name, _)| name)
+        .filter(|name| name.contains(".mixse-tmp-") || name.starts_with("tasks/work"))
+        .collect();
+    assert!(left.is_empty(), "left behind: {left:?}");
+}
+
+fn by_two_processes(sandbox: &Sandbox) {
+    let mut both = [tiny::start(sandbox, "shared"), tiny::start(sandbox, "shared")];
+    for child in &mut both {
+        assert_eq!(child.wait().unwrap().code(), Some(0));
+    }
+}
+
+/// Every task in a process of its own, with another number of threads.
+fn task_by_task(sandbox: &Sandbox) {
+    // What is not ready says so and does nothing.
+    let output = sandbox.mixse(["run", "-c", "mixse.toml", "--out", "parts", "--task", "router"]);
+    assert_eq!(output.code, 1, "{}", output.stderr);
+    assert!(output.stderr.contains("expert/words"), "{}", output.stderr);
+    for id in whole::listed(sandbox, "parts") {
+        let output = sandbox.mixse(["run", "--out", "parts", "--threads", "1", "--task", &id]);
+        assert_eq!(output.code, 0, "{id}: {}", output.stderr);
+    }
+    let output = sandbox.mixse(["run", "--out", "parts", "--task", "router/none"]);
+    assert_eq!(output.code, 1, "{}", output.stderr);
+    assert!(output.stderr.contains("eval/mixture/0"), "the tasks are named: {}", output.stderr);
+}
