@@ -130,15 +130,17 @@ impl CheckSet<'_> {
 }
 
 /// Asks the items of a shard that `file` has no row for yet, appending rows as they come, and leaves the file with
-/// the shard's rows in the order of the items. Returns them.
+/// the shard's rows in the order of the items. Returns them. `made` sees each new row and may stop the work.
 ///
 /// # Errors
-/// The file cannot be read or written, a prompt cannot be made, the model or the sandbox fails. Rows made so far are kept.
+/// The file cannot be read or written, a prompt cannot be made, the model or the sandbox fails, or `made` says stop. Rows
+/// made so far are kept.
 pub fn run_shard(
     model: &dyn LanguageModel,
     set: &CheckSet<'_>,
     shard: Shard,
     file: &Path,
+    made: &mut dyn FnMut(&Row) -> ControlFlow<()>,
 ) -> Result<Vec<Row>> {
     let items = shard.of(set.items);
     let mut done: HashMap<String, Row> =
@@ -155,6 +157,9 @@ pub fn run_shard(
         if room == 0 {
             let row = unasked(item, key);
             writer.append(&row)?;
+            if made(&row).is_break() {
+                return Err(Error::Stopped);
+            }
             done.insert(row.key.clone(), row);
             continue;
         }
@@ -164,11 +169,16 @@ pub fn run_shard(
     let mut failure = None;
     model.generate(&pending.requests, &mut |i, completion| {
         let (item, key) = &pending.items[i];
-        let made = row(item, key, &completion, set.sandbox).and_then(|row| writer.append(&row).map(|()| row));
-        match made {
+        let judged =
+            row(item, key, &completion, set.sandbox).and_then(|row| writer.append(&row).map(|()| row));
+        match judged {
             Ok(row) => {
+                let next = made(&row);
                 done.insert(row.key.clone(), row);
-                ControlFlow::Continue(())
+                if next.is_break() {
+                    failure = Some(Error::Stopped);
+                }
+                next
             }
             Err(e) => {
                 failure = Some(e);

@@ -30,6 +30,9 @@ pub enum Error {
     /// Generated code cannot be run, or cannot be run safely enough.
     #[error("sandbox: {0}")]
     Sandbox(String),
+    /// The caller asked to stop; what was made so far is kept.
+    #[error("stopped")]
+    Stopped,
     /// The model failed.
     #[error(transparent)]
     Model(#[from] mixse_model::Error),

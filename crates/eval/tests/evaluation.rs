@@ -119,6 +119,11 @@ impl LanguageModel for Scripted {
     }
 }
 
+/// Sees every row and goes on.
+fn go_on(_: &mixse_eval::checks::Row) -> std::ops::ControlFlow<()> {
+    std::ops::ControlFlow::Continue(())
+}
+
 fn item(id: &str, instruction: &str, answer: Answer) -> Example {
     let (id, instruction) = (id.into(), instruction.into());
     Example { id, instruction, input: "A. red\nB. blue".into(), output: String::new(), answer: Some(answer) }
@@ -162,9 +167,11 @@ fn a_check_set_is_scored_and_continued() {
     let set = CheckSet { items: &items, style: &style, settings: "base", sandbox: None };
     let mut model = Scripted::new(&REPLIES);
     model.dies_after = 2;
-    assert!(run_shard(&model, &set, Shard::ALL, &file).unwrap_err().to_string().contains("killed"));
+    assert!(
+        run_shard(&model, &set, Shard::ALL, &file, &mut go_on).unwrap_err().to_string().contains("killed")
+    );
     model.dies_after = usize::MAX;
-    let rows = run_shard(&model, &set, Shard::ALL, &file).unwrap();
+    let rows = run_shard(&model, &set, Shard::ALL, &file, &mut go_on).unwrap();
     // Two before the failure, two after it; code is skipped without a sandbox.
     assert_eq!(model.asked.get(), 4);
     let found: Vec<(&str, bool)> = rows.iter().map(|r| (r.id.as_str(), r.correct)).collect();
@@ -172,10 +179,10 @@ fn a_check_set_is_scored_and_continued() {
     let summary = summarise(&rows, items.len());
     assert_eq!((summary.total, summary.correct, summary.skipped), (4, 3, 1));
     let written = fs::read(&file).unwrap();
-    run_shard(&model, &set, Shard::ALL, &file).unwrap();
+    run_shard(&model, &set, Shard::ALL, &file, &mut go_on).unwrap();
     assert_eq!((model.asked.get(), fs::read(&file).unwrap()), (4, written));
     let other = CheckSet { settings: "expert", ..set };
-    run_shard(&model, &other, Shard::ALL, &file).unwrap();
+    run_shard(&model, &other, Shard::ALL, &file, &mut go_on).unwrap();
     assert_eq!(model.asked.get(), 8);
 }
 
@@ -185,8 +192,9 @@ fn shards_make_the_whole() {
     let (items, style) = (items(), style(byte_tokenizer()));
     let set = CheckSet { items: &items, style: &style, settings: "base", sandbox: None };
     let model = Scripted::new(&REPLIES);
-    let run =
-        |shard: Shard, name: &str| run_shard(&model, &set, shard, &directory.path().join(name)).unwrap();
+    let run = |shard: Shard, name: &str| {
+        run_shard(&model, &set, shard, &directory.path().join(name), &mut go_on).unwrap()
+    };
     let whole = run(Shard::ALL, "whole");
     for count in [2, 3, 7] {
         let parts: Vec<Row> =
@@ -202,7 +210,7 @@ fn too_long_a_prompt_is_a_wrong_answer() {
     let set = CheckSet { items: &items[..1], style: &style, settings: "base", sandbox: None };
     let mut model = Scripted::new(&REPLIES);
     model.context = 5;
-    let rows = run_shard(&model, &set, Shard::ALL, &directory.path().join("rows.jsonl")).unwrap();
+    let rows = run_shard(&model, &set, Shard::ALL, &directory.path().join("rows.jsonl"), &mut go_on).unwrap();
     assert_eq!((rows[0].finish, rows[0].correct, model.asked.get()), (Ending::PromptTooLong, false, 0));
 }
 

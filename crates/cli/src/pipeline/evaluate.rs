@@ -123,14 +123,11 @@ impl Pipeline {
         } else {
             None
         };
-        let mut watch = Watch::new(
-            work,
-            &format!("eval {} {}", method.title(), shard.index),
-            "domains",
-            self.domains.len(),
-        );
+        let asked: usize = self.domains.iter().map(|d| shard.of(self.check_items(d)).len()).sum();
+        let label = format!("eval {} {}", method.title(), shard.index);
+        let mut watch = Watch::new(work, &label, "items", asked);
         let (mut correct, mut total) = (0, 0);
-        for (index, domain) in self.domains.iter().enumerate() {
+        for domain in &self.domains {
             let style = |item: &Example| self.check_request(domain, item);
             let set = CheckSet {
                 items: self.check_items(domain),
@@ -140,14 +137,14 @@ impl Pipeline {
                 sandbox: sandbox.as_ref(),
             };
             let scratch = work.scratch().join(format!("{}.jsonl", domain.name()));
-            let rows = checks::run_shard(&runner, &set, shard, &scratch)?;
+            let mut fresh = 0;
+            let rows = checks::run_shard(&runner, &set, shard, &scratch, &mut |row| {
+                fresh += 1;
+                watch.at(total + fresh, row.tokens as u64)
+            })?;
             correct += rows.iter().filter(|row| row.correct).count();
             total += rows.len();
-            let tokens: usize = rows.iter().map(|row| row.tokens).sum();
             fs::copy(&scratch, work.output(files::checks(&method.id(), domain.name(), shard.index))?)?;
-            if watch.at(index + 1, tokens as u64).is_break() {
-                break;
-            }
         }
         work.record("correct", correct as f64);
         work.record("items", total as f64);

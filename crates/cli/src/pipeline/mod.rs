@@ -23,7 +23,7 @@ use mixse_selfmoe::{
 };
 use serde::Serialize;
 
-use crate::{config::Config, progress::Progress, pull::Cache};
+use crate::{config::Config, machine::peak_memory, progress::Progress, pull::Cache};
 pub(crate) use evaluate::{launcher_main, sandbox_launcher};
 use models::Models;
 pub(crate) use run_directory::RunDirectory;
@@ -36,6 +36,9 @@ pub(crate) struct Pipeline {
     template: InstructionTemplate,
     models: Models,
 }
+
+/// The figure under which tasks record the most memory that their process has held, in bytes.
+const PEAK_MEMORY: &str = "peak_memory";
 
 type TaskResult = Result<(), TaskError>;
 
@@ -147,6 +150,10 @@ impl<'a> Watch<'a> {
         }
         self.work.record("tokens", self.tokens as f64);
         self.work.record("tokens_per_s", self.progress.tokens_per_second());
+        if let Some(peak) = peak_memory() {
+            // Of the process so far, which may have run other tasks before.
+            self.work.record(PEAK_MEMORY, peak as f64);
+        }
         self.progress.finish();
         Ok(())
     }

@@ -7,7 +7,7 @@ use mixse_model::{
     decoder::{Decoder, LoadOptions},
     generate::Runner,
     mixture::Mixture,
-    tokenizer::Tokenizer,
+    tokenizer::{Bos, Tokenizer},
     weights::Checkpoint,
 };
 
@@ -44,6 +44,8 @@ impl Models {
             }
         };
         let checkpoint = Checkpoint::open(&path)?;
+        // A model without a tokenizer can be inspected, but no run can be made with it.
+        checkpoint.tokenizer.encode("", Bos::Never).with_context(|| format!("{}", path.display()))?;
         let hash = checkpoint.hash()?;
         mixse_kernels::pool::set_threads(config.threads.count());
         let options = LoadOptions {

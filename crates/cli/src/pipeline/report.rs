@@ -22,11 +22,8 @@ use mixse_selfmoe::{
 };
 use serde::de::DeserializeOwned;
 
-use super::{Pipeline, RunDirectory, evaluate::Method, files};
-use crate::{
-    machine::{Machine, peak_memory},
-    output::bytes,
-};
+use super::{PEAK_MEMORY, Pipeline, RunDirectory, evaluate::Method, files};
+use crate::{machine::Machine, output::bytes};
 
 /// Resamples of the paired bootstrap.
 const RESAMPLES: usize = 10_000;
@@ -187,7 +184,8 @@ fn totals(tasks: &[State]) -> Vec<Fact> {
         Fact::new("router training", speed(&["router"])),
         Fact::new("evaluation", speed(&["eval/"])),
     ];
-    totals.extend(peak_memory().map(|peak| Fact::new("peak memory", bytes(peak))));
+    let peak = tasks.iter().filter_map(|task| task.figures.get(PEAK_MEMORY).copied()).reduce(f64::max);
+    totals.extend(peak.map(|peak| Fact::new("peak memory", bytes(peak as u64))));
     totals
 }
 

