@@ -63,6 +63,16 @@ fn control_group_limit() -> Option<u64> {
     fs::read_to_string("/sys/fs/cgroup/memory.max").ok()?.trim().parse().ok()
 }
 
+/// The memory that this process holds now, in bytes.
+pub(crate) fn held_memory() -> Option<u64> {
+    kilobytes("/proc/self/status", "VmRSS")
+}
+
+/// Memory of the machine that is unused now, or may be freed at once, in bytes.
+pub(crate) fn unused_memory() -> Option<u64> {
+    memory("MemAvailable")
+}
+
 /// The most memory that this process has held so far, in bytes.
 pub(crate) fn peak_memory() -> Option<u64> {
     kilobytes("/proc/self/status", "VmHWM")

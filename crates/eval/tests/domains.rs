@@ -1,6 +1,8 @@
 //! The built-in domains hold what they promise. The tests of coding items are about running Python: without `python3` they say
 //! so and check nothing.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a fault in a test's own support is a panic")]
+
 use std::path::PathBuf;
 
 use mixse_eval::{

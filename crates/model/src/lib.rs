@@ -14,6 +14,7 @@ pub mod expert_set;
 pub mod files;
 pub mod generate;
 pub mod language;
+pub mod memory;
 pub mod mixture;
 mod ops;
 pub mod peft;

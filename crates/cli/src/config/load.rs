@@ -53,7 +53,11 @@ pub(crate) fn read_resolved(path: &Path) -> anyhow::Result<Config> {
 
 /// The keys in which two configurations differ, with both values; what does not change results is left out.
 pub(crate) fn compare(there: &Config, wanted: &Config) -> anyhow::Result<Vec<String>> {
-    let neutral = |config: &Config| Config { threads: super::Threads::All, ..config.clone() };
+    let neutral = |config: &Config| Config {
+        threads: super::Threads::All,
+        memory_limit: super::MemoryLimit::Auto,
+        ..config.clone()
+    };
     let (there, wanted) = (Table::try_from(neutral(there))?, Table::try_from(neutral(wanted))?);
     let mut differences = Vec::new();
     for key in leaves(&there) {

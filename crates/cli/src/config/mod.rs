@@ -4,6 +4,7 @@
 //! faults at once. The full resolved configuration is kept in the run directory.
 
 mod load;
+mod memory;
 mod presets;
 mod validate;
 
@@ -15,6 +16,7 @@ use mixse_selfmoe::{recipe, template::Style, train::TrainConfig};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, de::DeserializeOwned};
 
 pub(crate) use load::{compare, load, read_resolved};
+pub(crate) use memory::MemoryLimit;
 
 /// Everything that decides what a run does.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -30,6 +32,8 @@ pub(crate) struct Config {
     pub(crate) portable: bool,
     pub(crate) precision: Precision,
     pub(crate) threads: Threads,
+    /// Training that would need more runs blocks again instead of keeping what lies between; results are the same.
+    pub(crate) memory_limit: MemoryLimit,
     /// How a task is put to the model in training and evaluation.
     pub(crate) style: Style,
     pub(crate) generation: Generation,

@@ -3,7 +3,9 @@
 use mixse_model::{decoder::Precision, expert::LoraConfig, router::RouterConfig};
 use mixse_selfmoe::{template::Style, train::TrainConfig};
 
-use super::{Config, Device, Evaluation, ExpertSection, Generation, Preset, RouterSection, Threads};
+use super::{
+    Config, Device, Evaluation, ExpertSection, Generation, MemoryLimit, Preset, RouterSection, Threads,
+};
 use crate::pull::catalog::DEFAULT_MODEL;
 
 impl Config {
@@ -51,6 +53,7 @@ fn paper() -> Config {
         portable: false,
         precision: Precision::default(),
         threads: Threads::All,
+        memory_limit: MemoryLimit::Auto,
         style: Style::Completion,
         generation: Generation {
             prompts: 20_000,

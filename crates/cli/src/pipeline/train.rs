@@ -4,9 +4,10 @@ use std::{fs, ops::ControlFlow, path::Path};
 
 use anyhow::{Context, bail};
 use mixse_model::{
-    decoder::Memory,
+    decoder::{Decoder, Memory},
     expert::Expert,
     expert_set::ExpertSet,
+    memory::kept_bytes,
     mixture::{Mixture, Routing},
     peft,
     router::Router,
@@ -19,10 +20,15 @@ use mixse_selfmoe::{
     random::Stream,
     record::SyntheticRow,
     template::InstructionTemplate,
-    train::{Job, Outcome, StepReport, TrainRow, check_expert, train_expert, train_router},
+    train::{Job, Outcome, StepReport, TrainConfig, TrainRow, check_expert, train_expert, train_router},
 };
 
 use super::{Pipeline, TaskResult, Watch, files, value_input};
+use crate::{
+    config::MemoryLimit,
+    machine::{held_memory, unused_memory},
+    output::{bytes, note},
+};
 
 impl Pipeline {
     pub(super) fn expert_task<'a>(&'a self, domain: &'a Domain) -> Task<'a> {
@@ -72,7 +78,7 @@ impl Pipeline {
             rows: &rows,
             config: &section.training,
             seed,
-            memory: Memory::Keep,
+            memory: self.training_memory(decoder, &rows, &section.training, section.lora.rank, work),
             state: Some(&state),
         };
         let mut training = Training::new(work, &format!("expert {domain}"));
@@ -99,6 +105,7 @@ impl Pipeline {
         let decoder = self.models.decoder()?;
         let section = &self.config.router;
         let experts = self.expert_set(work.run())?;
+        let ranks = self.domains.len() * self.config.expert.lora.rank;
         let seed = Stream::new(self.config.seed, "router", 0).next_u64();
         let start = Router::init(&section.router, &self.names(), &decoder.config, seed, decoder.device())?;
         let state = work.scratch().join("training");
@@ -107,7 +114,7 @@ impl Pipeline {
             rows: &rows,
             config: &section.training,
             seed,
-            memory: Memory::Keep,
+            memory: self.training_memory(decoder, &rows, &section.training, ranks, work),
             state: Some(&state),
         };
         let mut training = Training::new(work, "router");
@@ -116,6 +123,39 @@ impl Pipeline {
         router_files::write(&router, self.models.hash()?, &work.output(files::router())?)?;
         write_losses(&work.output(files::router_losses())?, &losses)?;
         Ok(())
+    }
+
+    /// Whether a training may keep what lies between a block's input and output, for experts whose ranks are `ranks` in
+    /// all. The choice changes time and memory, not results; it is recorded with the task.
+    fn training_memory(
+        &self,
+        decoder: &Decoder,
+        rows: &[TrainRow],
+        config: &TrainConfig,
+        ranks: usize,
+        work: &Work<'_>,
+    ) -> Memory {
+        let longest = rows.iter().map(|row| row.prompt_ids.len() + row.target_ids.len()).max();
+        let longest = longest.unwrap_or(0).min(config.max_tokens);
+        let all: usize = rows.iter().map(|row| row.prompt_ids.len() + row.target_ids.len()).sum();
+        // A pass holds rows up to `pass_tokens`, and one row in any case.
+        let tokens = config.pass_tokens.max(longest).min(all);
+        let needed = kept_bytes(&decoder.config, tokens, ranks);
+        let room = match self.config.memory_limit {
+            MemoryLimit::Auto => unused_memory().map(|unused| unused / 2),
+            MemoryLimit::Bytes(limit) => Some(limit.saturating_sub(held_memory().unwrap_or(0))),
+        };
+        let recompute = room.is_some_and(|room| needed > room);
+        work.record("kept_bytes", if recompute { 0.0 } else { needed as f64 });
+        if recompute {
+            note(format_args!(
+                "blocks are run again in the backward: keeping all between would take {}, and {} may be used (memory_limit = \"{}\")",
+                bytes(needed),
+                bytes(room.unwrap_or(0)),
+                self.config.memory_limit
+            ));
+        }
+        if recompute { Memory::Recompute } else { Memory::Keep }
     }
 
     /// The accepted rows of a domain as token ids.

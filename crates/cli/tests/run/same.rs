@@ -20,7 +20,8 @@ fn a_run_is_the_same_however_it_is_made() {
     killed_anywhere(&sandbox);
     by_two_processes(&sandbox);
     task_by_task(&sandbox);
-    for run in ["killed", "shared", "parts"] {
+    in_little_memory(&sandbox);
+    for run in ["killed", "shared", "parts", "small"] {
         tiny::assert_same(&sandbox.path(run), &sandbox.path("whole"));
     }
 }
@@ -76,4 +77,16 @@ fn task_by_task(sandbox: &Sandbox) {
     let output = sandbox.mixse(["run", "--out", "parts", "--task", "router/none"]);
     assert_eq!(output.code, 1, "{}", output.stderr);
     assert!(output.stderr.contains("eval/mixture/0"), "the tasks are named: {}", output.stderr);
+}
+
+/// With a limit that no training can keep to, blocks are run again.
+fn in_little_memory(sandbox: &Sandbox) {
+    let config = format!("memory_limit = \"1 MB\"\n{}", tiny::CONFIG);
+    fs::write(sandbox.path("small.toml"), config).unwrap();
+    let output = sandbox.mixse(["run", "-c", "small.toml", "--out", "small"]);
+    assert_eq!(output.code, 0, "{}", output.stderr);
+    assert!(output.stderr.contains("blocks are run again"), "{}", output.stderr);
+    assert!(
+        fs::read_to_string(sandbox.path("small/mixse.toml")).unwrap().contains("memory_limit = \"1 MB\"")
+    );
 }

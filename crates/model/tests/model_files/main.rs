@@ -6,5 +6,6 @@ mod blocks;
 mod directories;
 mod gguf;
 mod hostile;
+mod real_logits;
 mod real_models;
 mod tokenizers;

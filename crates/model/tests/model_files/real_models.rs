@@ -33,7 +33,7 @@ struct Chat {
 }
 
 /// The GGUF file that `mixse pull` put into the cache under `name`.
-fn cached(name: &str) -> Option<PathBuf> {
+pub(crate) fn cached(name: &str) -> Option<PathBuf> {
     let from = |variable: &str| std::env::var_os(variable).map(PathBuf::from);
     let cache = from("MIXSE_CACHE")
         .or_else(|| from("XDG_CACHE_HOME").map(|home| home.join("mixse")))
