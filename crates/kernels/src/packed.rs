@@ -282,29 +282,31 @@ impl Packed {
 
 /// What takes the sources of a matrix, whatever its storage.
 pub(crate) trait WithSources<V: Vector> {
+    /// What comes of it.
+    type Output;
     /// `source(s)` is sub-panel s. `most_rows`: the most rows that are worth reading the packed form for.
-    fn call<S: Source<V>>(self, most_rows: usize, source: impl Fn(usize) -> S);
+    fn call<S: Source<V>>(self, most_rows: usize, source: impl Fn(usize) -> S) -> Self::Output;
 }
 
 impl Packed {
     /// Calls `action` with the sub-panels of this storage.
-    pub(crate) fn with_sources<V: Vector>(&self, action: impl WithSources<V>) {
+    pub(crate) fn with_sources<V: Vector, A: WithSources<V>>(&self, action: A) -> A::Output {
         let width = 2 * V::LANES;
         let place = |s: usize| (self.panel(s * width / PANEL), s * width % PANEL);
         match self.storage {
-            Storage::F32 => action.call(14, |s| {
+            Storage::F32 => action.call(96, |s| {
                 let (panel, col) = place(s);
                 PackedF32(panel.cast::<f32>().wrapping_add(col))
             }),
-            Storage::Bf16 => action.call(14, |s| {
+            Storage::Bf16 => action.call(96, |s| {
                 let (panel, col) = place(s);
                 PackedBf16(panel.cast::<u32>().wrapping_add(col))
             }),
-            Storage::Int8 => action.call(8, |s| {
+            Storage::Int8 => action.call(24, |s| {
                 let (panel, col) = place(s);
                 PackedInt8 { panel, col }
             }),
-            Storage::Q4 => action.call(8, |s| {
+            Storage::Q4 => action.call(24, |s| {
                 let (panel, col) = place(s);
                 PackedQ4 { panel, col }
             }),

@@ -1,7 +1,7 @@
 //! Drawing a token from logits, without sorting the vocabulary.
 
 use crate::isa::{self, multiversion};
-use crate::lanes::map_sum;
+use crate::lanes::{LANES, map_sum};
 use crate::loss::maximum;
 use crate::scratch;
 use crate::vexp::exp;
@@ -39,15 +39,45 @@ pub fn sample(logits: &[f32], sampling: Sampling, uniform: f32) -> u32 {
             return crate::loss::argmax(logits);
         }
         let total = f64::from(weigh(isa, weights, greatest, 1.0 / sampling.temperature));
-        if sampling.top_p < 1.0 {
-            keep(weights, f64::from(sampling.top_p.max(0.0)) * total);
+        let top_p = f64::from(sampling.top_p.clamp(0.0, 1.0));
+        // All tokens below this weight together weigh less than what may be left out, so none of them is kept. (Half of
+        // that, since sums are rounded.)
+        let least = 0.5 * (1.0 - top_p) * total / weights.len() as f64;
+        let mut candidates = Vec::new();
+        collect(isa, weights, least as f32, &mut candidates);
+        if top_p < 1.0 {
+            keep(&mut candidates, top_p * total);
         }
-        draw(weights, f64::from(uniform))
+        draw(&candidates, f64::from(uniform))
     })
+}
+
+/// A token that may be drawn.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Candidate {
+    id: u32,
+    /// Its probability, but for a common factor; 0 is never drawn.
+    weight: f32,
 }
 
 multiversion! {
     fn weigh(values: &mut [f32], greatest: f32, inverse: f32) -> f32 = weigh_body;
+    fn collect(weights: &[f32], least: f32, candidates: &mut Vec<Candidate>) = collect_body;
+}
+
+/// The tokens of at least this weight, in order of id.
+#[inline(always)]
+fn collect_body<const FMA: bool>(weights: &[f32], least: f32, candidates: &mut Vec<Candidate>) {
+    for (i, chunk) in weights.chunks(LANES).enumerate() {
+        // Nearly all chunks have none, and this loop becomes one comparison of a register.
+        if chunk.iter().fold(false, |any, &weight| any | (weight >= least)) {
+            for (j, &weight) in chunk.iter().enumerate() {
+                if weight >= least {
+                    candidates.push(Candidate { id: (i * LANES + j) as u32, weight });
+                }
+            }
+        }
+    }
 }
 
 /// `x = exp((x - greatest) / T)`; returns the sum.
@@ -65,10 +95,10 @@ fn bucket(weight: f32) -> usize {
 /// Sets the weights to 0 that are not among the greatest which reach `mass` together.
 ///
 /// The sums of buckets of similar weights say in which bucket `mass` is reached; only that bucket is sorted.
-fn keep(weights: &mut [f32], mass: f64) {
+fn keep(candidates: &mut [Candidate], mass: f64) {
     let mut sums = [0.0_f64; BUCKETS];
-    for &weight in weights.iter() {
-        sums[bucket(weight)] += f64::from(weight);
+    for candidate in candidates.iter() {
+        sums[bucket(candidate.weight)] += f64::from(candidate.weight);
     }
     let mut before = 0.0;
     let mut last = BUCKETS - 1;
@@ -80,19 +110,19 @@ fn keep(weights: &mut [f32], mass: f64) {
         before += sum;
     }
     let mut border: Vec<(f32, usize)> = Vec::new();
-    for (id, weight) in weights.iter_mut().enumerate() {
-        let bucket = bucket(*weight);
+    for (at, candidate) in candidates.iter_mut().enumerate() {
+        let bucket = bucket(candidate.weight);
         if bucket == last {
-            border.push((*weight, id));
+            border.push((candidate.weight, at));
         }
         if bucket >= last {
-            *weight = 0.0;
+            candidate.weight = 0.0;
         }
     }
     // Greatest first; of equals the lowest id, because the sort is stable.
     border.sort_by(|a, b| b.0.total_cmp(&a.0));
-    for (weight, id) in border {
-        weights[id] = weight;
+    for (weight, at) in border {
+        candidates[at].weight = weight;
         before += f64::from(weight);
         if before >= mass {
             break;
@@ -100,21 +130,21 @@ fn keep(weights: &mut [f32], mass: f64) {
     }
 }
 
-/// The index at share `uniform` of the total weight; weights of 0 are never drawn.
-fn draw(weights: &[f32], uniform: f64) -> u32 {
-    let total: f64 = weights.iter().map(|&weight| f64::from(weight)).sum();
+/// The candidate at share `uniform` of the total weight; weights of 0 are never drawn.
+fn draw(candidates: &[Candidate], uniform: f64) -> u32 {
+    let total: f64 = candidates.iter().map(|candidate| f64::from(candidate.weight)).sum();
     let mut rest = uniform.clamp(0.0, 1.0) * total;
     let mut last = 0;
-    for (id, &weight) in weights.iter().enumerate() {
-        if weight > 0.0 {
-            last = id;
-            rest -= f64::from(weight);
+    for candidate in candidates {
+        if candidate.weight > 0.0 {
+            last = candidate.id;
+            rest -= f64::from(candidate.weight);
             if rest < 0.0 {
                 break;
             }
         }
     }
-    last as u32
+    last
 }
 
 #[cfg(test)]

@@ -77,6 +77,10 @@ unsafe impl Vector for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn add(self, b: Self) -> Self {
+        unsafe { Self(_mm256_add_ps(self.0, b.0)) }
+    }
+    #[inline(always)]
     unsafe fn mul(self, b: Self) -> Self {
         unsafe { Self(_mm256_mul_ps(self.0, b.0)) }
     }
@@ -139,12 +143,12 @@ unsafe impl Vector for Avx2 {
     }
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn tile<A: Left, S: Source<Self>, const M: usize, const P: usize>(
-        depth: usize,
+        range: Range<usize>,
         a: A,
         b: [S; P],
         ends: Ends,
     ) {
-        unsafe { tile::tile::<Avx2, A, S, M, P>(depth, a, b, ends) }
+        unsafe { tile::tile::<Avx2, A, S, M, P>(range, a, b, ends) }
     }
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn dots<const J: usize>(len: usize, x: *const f32, rows: *const f32, row: usize, out: *mut f32) {

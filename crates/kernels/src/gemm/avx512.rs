@@ -55,6 +55,10 @@ unsafe impl Vector for Avx512 {
         unsafe { _mm512_reduce_add_ps(self.0) }
     }
     #[inline(always)]
+    unsafe fn add(self, b: Self) -> Self {
+        unsafe { Self(_mm512_add_ps(self.0, b.0)) }
+    }
+    #[inline(always)]
     unsafe fn mul(self, b: Self) -> Self {
         unsafe { Self(_mm512_mul_ps(self.0, b.0)) }
     }
@@ -133,12 +137,12 @@ unsafe impl Vector for Avx512 {
     }
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     unsafe fn tile<A: Left, S: Source<Self>, const M: usize, const P: usize>(
-        depth: usize,
+        range: Range<usize>,
         a: A,
         b: [S; P],
         ends: Ends,
     ) {
-        unsafe { tile::tile::<Avx512, A, S, M, P>(depth, a, b, ends) }
+        unsafe { tile::tile::<Avx512, A, S, M, P>(range, a, b, ends) }
     }
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     unsafe fn dots<const J: usize>(len: usize, x: *const f32, rows: *const f32, row: usize, out: *mut f32) {

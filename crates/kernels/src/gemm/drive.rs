@@ -7,13 +7,13 @@ use super::avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 use super::avx512::Avx512;
 use super::portable::Portable;
-use super::tile::{Ends, FewFloats, Floats, Interleaved, PANEL, RowMajor, Rows, Source, Strided};
+use super::tile::{CHAIN, Ends, FewFloats, Floats, Interleaved, PANEL, Rows, Source, Strided, Sums};
 use super::vector::Vector;
 use crate::isa::Isa;
 use crate::{pool, scratch};
 
-/// Values of k in a block: 32 columns of them stay in the second-level cache.
-const DEPTH: usize = 2048;
+/// Values of k of the left matrix that are interleaved at once: whole chains.
+const DEPTH: usize = 10 * CHAIN;
 
 /// Elements of the left matrix in a block, which stays in the second-level cache too.
 const LEFT: usize = 192 * 1024;
@@ -44,15 +44,15 @@ pub(crate) unsafe trait Right: Sync {
     /// V is available, the panel exists, `scratch` has room.
     unsafe fn panel<V: Vector>(&self, panel: usize, depth: Range<usize>, scratch: *mut f32) -> *const f32;
 
-    /// Computes a few rows straight from the packed form, or returns false.
+    /// Computes not too many rows straight from the packed form, or returns false.
     ///
     /// # Safety
     /// V is available; rows and sub-panels exist.
-    unsafe fn narrow<V: Vector>(
+    unsafe fn packed<V: Vector>(
         &self,
         _rows: usize,
         _subs: Range<usize>,
-        _a: RowMajor,
+        _left: Strided,
         _depth: usize,
         _ends: Ends,
     ) -> bool {
@@ -121,31 +121,36 @@ impl Product {
     unsafe fn block<V: Vector>(&self, right: &impl Right, rows: Range<usize>, panels: Range<usize>) {
         let subs = PANEL / (2 * V::LANES);
         let left = self.left.down(rows.start);
-        let ends = Ends { to: self.out.start, row: self.out.row, cols: self.out.cols, add: self.add }
+        let sums = if self.add { Sums::Add } else { Sums::Write };
+        let ends = Ends { to: self.out.start, row: self.out.row, cols: self.out.cols, sums }
             .shifted(rows.start, panels.start * PANEL);
-        if left.col == 1 {
-            let a = RowMajor { start: left.start, row: left.row };
-            // SAFETY: the caller's promise.
-            if unsafe {
-                right.narrow::<V>(rows.len(), panels.start * subs..panels.end * subs, a, self.depth, ends)
-            } {
-                return;
-            }
+        // SAFETY: the caller's promise.
+        if unsafe {
+            right.packed::<V>(rows.len(), panels.start * subs..panels.end * subs, left, self.depth, ends)
+        } {
+            return;
         }
         let most = self.depth.clamp(1, DEPTH);
         scratch::with(rows.len() * most, |a| {
-            scratch::with(PANEL * most, |b| {
+            scratch::with(PANEL * most.min(CHAIN), |b| {
                 let mut start = 0;
                 loop {
                     let depth = start..(start + DEPTH).min(self.depth);
                     // SAFETY: the caller's promise; the scratch buffers are large enough.
                     unsafe {
-                        interleave::<V>(left, rows.len(), depth.clone(), a);
+                        let tile = tile_rows(rows.len(), V::ROWS);
+                        interleave::<V>(left, rows.len(), tile, depth.clone(), a);
                         for panel in panels.clone() {
-                            let b = right.panel::<V>(panel, depth.clone(), b.as_mut_ptr());
-                            let ends = Ends { add: self.add || start > 0, ..ends }
-                                .shifted(0, (panel - panels.start) * PANEL);
-                            wide::<V>(rows.len(), depth.len(), a.as_ptr(), b, ends);
+                            let mut ends = ends.shifted(0, (panel - panels.start) * PANEL);
+                            // A chain's part of the panel stays in the first-level cache for all rows.
+                            for chain in chains_of(depth.clone()) {
+                                if chain.start > 0 {
+                                    ends.sums = Sums::Add;
+                                }
+                                let b = right.panel::<V>(panel, chain.clone(), b.as_mut_ptr());
+                                let a = Interleave { start: a.as_ptr(), rows: rows.len(), depth: depth.len(), most: tile };
+                                wide::<V>(a, chain.start - start, chain.len(), b, ends);
+                            }
                         }
                     }
                     start = depth.end;
@@ -158,17 +163,31 @@ impl Product {
     }
 }
 
-/// Rows of each tile: at most V::ROWS, and about as many in every tile.
-fn tile_rows<V: Vector>(rows: usize) -> usize {
-    rows.div_ceil(rows.div_ceil(V::ROWS).max(1))
+/// Cuts values of k into chains. Without any there is one empty chain, which writes zeros.
+fn chains_of(depth: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let count = depth.len().div_ceil(CHAIN).max(1);
+    (0..count).map(move |i| {
+        let start = depth.start + i * CHAIN;
+        start..(start + CHAIN).min(depth.end)
+    })
+}
+
+/// Rows of each tile: at most `most`, and about as many in every tile.
+fn tile_rows(rows: usize, most: usize) -> usize {
+    rows.div_ceil(rows.div_ceil(most).max(1))
 }
 
 /// Cuts rows into blocks for tiles and writes each as `[k][rows]`.
 ///
 /// # Safety
 /// V is available; `left` covers the rows and `depth`; `to` has room.
-unsafe fn interleave<V: Vector>(left: Strided, rows: usize, depth: Range<usize>, to: &mut [f32]) {
-    let most = tile_rows::<V>(rows);
+unsafe fn interleave<V: Vector>(
+    left: Strided,
+    rows: usize,
+    most: usize,
+    depth: Range<usize>,
+    to: &mut [f32],
+) {
     for start in (0..rows).step_by(most.max(1)) {
         let count = most.min(rows - start);
         let from = left.down(start).start.wrapping_add(depth.start * left.col);
@@ -188,22 +207,33 @@ unsafe fn interleave<V: Vector>(left: Strided, rows: usize, depth: Range<usize>,
     }
 }
 
-/// Many interleaved rows times one panel `[k][32]`.
+/// Rows as [`interleave`] wrote them.
+#[derive(Clone, Copy)]
+struct Interleave {
+    start: *const f32,
+    rows: usize,
+    depth: usize,
+    /// Rows of a tile.
+    most: usize,
+}
+
+/// Values `first .. first + chain` of k of many interleaved rows times that part of one panel, `[chain][32]`.
 ///
 /// # Safety
 /// V is available; `a`, `b` and `ends` cover the product.
-unsafe fn wide<V: Vector>(rows: usize, depth: usize, a: *const f32, b: *const f32, ends: Ends) {
+unsafe fn wide<V: Vector>(a: Interleave, first: usize, chain: usize, b: *const f32, ends: Ends) {
     let width = 2 * V::LANES;
-    let most = tile_rows::<V>(rows);
-    for row in (0..rows).step_by(most.max(1)) {
+    for row in (0..a.rows).step_by(a.most.max(1)) {
+        let count = (a.rows - row).min(a.most);
+        let a = a.start.wrapping_add(row * a.depth + first * count);
         for col in (0..ends.cols.min(PANEL)).step_by(width) {
-            let (a, b) = (a.wrapping_add(row * depth), [Floats { start: b.wrapping_add(col), row: PANEL }]);
+            let b = [Floats { start: b.wrapping_add(col), row: PANEL }];
             let ends = ends.shifted(row, col);
             macro_rules! by_rows {
                 ($($m:literal)*) => {
-                    match (rows - row).min(most) {
+                    match count {
                         // SAFETY: the caller's promise.
-                        $($m => unsafe { V::tile::<_, _, $m, 1>(depth, Interleaved::<$m>(a), b, ends) },)*
+                        $($m => unsafe { V::tile::<_, _, $m, 1>(0..chain, Interleaved::<$m>(a), b, ends) },)*
                         _ => unreachable!("no more than 14 rows in a tile"),
                     }
                 };
@@ -213,8 +243,51 @@ unsafe fn wide<V: Vector>(rows: usize, depth: usize, a: *const f32, b: *const f3
     }
 }
 
+/// A moderate number of rows straight from the packed form: widening weights in registers costs less than writing them
+/// as f32 first, until very many rows share them.
+///
+/// # Safety
+/// V is available; `left`, the sources and `ends` cover the product.
+pub(crate) unsafe fn direct<V: Vector, S: Source<V>>(
+    rows: usize,
+    subs: Range<usize>,
+    left: Strided,
+    depth: usize,
+    source: impl Fn(usize) -> S,
+    ends: Ends,
+) {
+    // A packed word and its widened values need registers beside the sums.
+    let most = tile_rows(rows, V::ROWS - 2);
+    scratch::with(rows * depth, |a| {
+        // SAFETY: the caller's promise.
+        unsafe { interleave::<V>(left, rows, most, 0..depth, a) };
+        for sub in subs.clone() {
+            for row in (0..rows).step_by(most.max(1)) {
+                let count = (rows - row).min(most);
+                let a = a[row * depth..].as_ptr();
+                let mut ends = ends.shifted(row, (sub - subs.start) * 2 * V::LANES);
+                for range in chains_of(0..depth) {
+                    macro_rules! by_rows {
+                        ($($m:literal)*) => {
+                            match count {
+                                // SAFETY: the caller's promise.
+                                $($m => unsafe {
+                                    V::tile::<_, _, $m, 1>(range, Interleaved::<$m>(a), [source(sub)], ends)
+                                },)*
+                                _ => unreachable!("no more than 12 rows in a tile"),
+                            }
+                        };
+                    }
+                    by_rows!(1 2 3 4 5 6 7 8 9 10 11 12);
+                    ends.sums = Sums::Add;
+                }
+            }
+        }
+    });
+}
+
 /// Rows of one tile when it is more than one sub-panel wide.
-const fn few<V: Vector>() -> usize {
+pub(crate) const fn few<V: Vector>() -> usize {
     V::ROWS.div_ceil(2)
 }
 
@@ -236,29 +309,37 @@ pub(crate) unsafe fn narrow<V: Vector, A: Rows, S: Source<V>>(
     let rows_each = rows.div_ceil(rows.div_ceil(few::<V>()));
     let most = (V::ROWS / rows_each).clamp(1, 4);
     let subs_each = subs.len().div_ceil(subs.len().div_ceil(most));
+    let chain = if ends.sums == Sums::Continue { depth.max(1) } else { CHAIN };
     // All rows of a group of sub-panels before the next group, so that weights are read from memory once.
     for sub in subs.clone().step_by(subs_each) {
         let count = (subs.end - sub).min(subs_each);
         for row in (0..rows).step_by(rows_each) {
-            let (a, ends) = (a.down(row), ends.shifted(row, (sub - subs.start) * 2 * V::LANES));
+            let (a, mut ends) = (a.down(row), ends.shifted(row, (sub - subs.start) * 2 * V::LANES));
             let source = |p| source(sub + p);
-            macro_rules! by_size {
-                ($($m:literal x $($p:literal)*;)*) => {
-                    match ((rows - row).min(rows_each), count) {
-                        // SAFETY: the caller's promise.
-                        $($(($m, $p) => unsafe {
-                            V::tile::<_, _, $m, $p>(depth, a, std::array::from_fn::<_, $p, _>(source), ends)
-                        },)*)*
-                        _ => unreachable!("no more than 7 rows and 4 sub-panels in a tile"),
-                    }
-                };
+            for start in (0..depth.max(1)).step_by(chain) {
+                let range = start..(start + chain).min(depth);
+                macro_rules! by_size {
+                    ($($m:literal x $($p:literal)*;)*) => {
+                        match ((rows - row).min(rows_each), count) {
+                            // SAFETY: the caller's promise.
+                            $($(($m, $p) => unsafe {
+                                V::tile::<_, _, $m, $p>(range, a, std::array::from_fn::<_, $p, _>(source), ends)
+                            },)*)*
+                            _ => unreachable!("no more than 7 rows or 4 sub-panels in a tile"),
+                        }
+                    };
+                }
+                by_size!(1 x 1 2 3 4; 2 x 1 2 3 4; 3 x 1 2 3 4; 4 x 1 2 3; 5 x 1 2; 6 x 1 2; 7 x 1 2;);
+                if ends.sums == Sums::Write {
+                    ends.sums = Sums::Add;
+                }
             }
-            by_size!(1 x 1 2 3 4; 2 x 1 2 3 4; 3 x 1 2 3 4; 4 x 1 2 3; 5 x 1 2; 6 x 1 2; 7 x 1 2;);
         }
     }
 }
 
-/// `out (+)= a · b` on the calling thread, without packing: for small blocks. `b` is row-major, rows `ldb` apart.
+/// `out (+)= a · b` on the calling thread, without packing: for small blocks. `b` is row-major, rows `ldb` apart. With
+/// `add`, each element's chain starts from what is there.
 ///
 /// # Safety
 /// `isa` is available; the matrices are valid for their sizes.
@@ -294,7 +375,8 @@ unsafe fn strided_with<V: Vector>(
     add: bool,
 ) {
     let width = 2 * V::LANES;
-    let ends = Ends { to: out.start, row: out.row, cols: out.cols, add };
+    let sums = if add { Sums::Continue } else { Sums::Write };
+    let ends = Ends { to: out.start, row: out.row, cols: out.cols, sums };
     let full = out.cols / width;
     // SAFETY: the caller's promise.
     unsafe {

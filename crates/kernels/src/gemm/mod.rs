@@ -1,8 +1,9 @@
 //! Matrix products: of activations with frozen weights ([`matmul`], [`matmul_transposed`]) and of any two f32 matrices
 //! ([`gemm`]).
 //!
-//! Invariant: every output element is one chain of multiply-adds over ascending k. Its bits depend on its row of the
-//! left matrix, its column of the right one and the instruction set; not on the other rows, the batch or the threads.
+//! Invariant: every output element is a sum of chains of multiply-adds over ascending k, cut at the same places
+//! ([`tile::CHAIN`]). Its bits depend on its row of the left matrix, its column of the right one and the instruction set;
+//! not on the other rows, the batch or the threads.
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
@@ -30,7 +31,7 @@ use crate::packed::{Packed, Storage, WithSources};
 pub enum Accumulate {
     /// They are not read.
     Overwrite,
-    /// The product is added to them (each element's chain of additions starts from them).
+    /// The product's chains are added to them, each when it is finished.
     Add,
 }
 
@@ -153,36 +154,41 @@ unsafe impl Right for Forward<'_> {
         scratch
     }
 
-    unsafe fn narrow<V: Vector>(
+    unsafe fn packed<V: Vector>(
         &self,
         rows: usize,
         subs: Range<usize>,
-        a: RowMajor,
+        left: Strided,
         depth: usize,
         ends: Ends,
     ) -> bool {
-        struct Narrow<'a> {
+        struct Direct {
             rows: usize,
             subs: Range<usize>,
-            a: RowMajor,
+            left: Strided,
             depth: usize,
             ends: Ends,
-            done: &'a mut bool,
         }
-        impl<V: Vector> WithSources<V> for Narrow<'_> {
-            fn call<S: Source<V>>(self, most_rows: usize, source: impl Fn(usize) -> S) {
-                if self.rows <= most_rows {
-                    *self.done = true;
-                    // SAFETY: the promise of `narrow`'s caller.
-                    unsafe {
-                        drive::narrow::<V, _, _>(self.rows, self.subs, self.a, self.depth, source, self.ends)
+        impl<V: Vector> WithSources<V> for Direct {
+            type Output = bool;
+            fn call<S: Source<V>>(self, most_rows: usize, source: impl Fn(usize) -> S) -> bool {
+                let Self { rows, subs, left, depth, ends } = self;
+                if rows > most_rows || left.col != 1 {
+                    return false;
+                }
+                // SAFETY: the promise of `packed`'s caller.
+                unsafe {
+                    if rows <= 2 * drive::few::<V>() {
+                        let a = RowMajor { start: left.start, row: left.row };
+                        drive::narrow::<V, _, _>(rows, subs, a, depth, source, ends);
+                    } else {
+                        drive::direct::<V, _>(rows, subs, left, depth, source, ends);
                     }
                 }
+                true
             }
         }
-        let mut done = false;
-        self.0.with_sources::<V>(Narrow { rows, subs, a, depth, ends, done: &mut done });
-        done
+        self.0.with_sources::<V, _>(Direct { rows, subs, left, depth, ends })
     }
 }
 
@@ -197,6 +203,7 @@ unsafe fn unpack_panel<V: Vector>(w: &Packed, panel: usize, depth: Range<usize>,
         to: *mut f32,
     }
     impl<V: Vector> WithSources<V> for Unpack {
+        type Output = ();
         fn call<S: Source<V>>(self, _most_rows: usize, source: impl Fn(usize) -> S) {
             let width = 2 * V::LANES;
             for sub in 0..PANEL / width {
@@ -206,7 +213,7 @@ unsafe fn unpack_panel<V: Vector>(w: &Packed, panel: usize, depth: Range<usize>,
             }
         }
     }
-    w.with_sources::<V>(Unpack { panel, depth, to });
+    w.with_sources::<V, _>(Unpack { panel, depth, to });
 }
 
 /// A packed weight whose inputs are the columns: its panels are transposed on the fly.

@@ -63,6 +63,10 @@ unsafe impl Vector for Portable {
     unsafe fn mul(self, b: Self) -> Self {
         lanes(|i| self.0[i] * b.0[i])
     }
+    #[inline(always)]
+    unsafe fn add(self, b: Self) -> Self {
+        lanes(|i| self.0[i] + b.0[i])
+    }
 
     #[inline(always)]
     unsafe fn load_words(from: *const u32) -> Self::Words {
@@ -107,12 +111,12 @@ unsafe impl Vector for Portable {
         }
     }
     unsafe fn tile<A: Left, S: Source<Self>, const M: usize, const P: usize>(
-        depth: usize,
+        range: Range<usize>,
         a: A,
         b: [S; P],
         ends: Ends,
     ) {
-        unsafe { tile::tile::<Portable, A, S, M, P>(depth, a, b, ends) }
+        unsafe { tile::tile::<Portable, A, S, M, P>(range, a, b, ends) }
     }
     unsafe fn dots<const J: usize>(len: usize, x: *const f32, rows: *const f32, row: usize, out: *mut f32) {
         unsafe { tile::dots::<Portable, J>(len, x, rows, row, out) }

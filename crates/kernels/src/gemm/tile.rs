@@ -1,7 +1,8 @@
 //! The tile kernel: a few rows of the left matrix times a few sub-panels of the right one, in registers.
 //!
-//! Every output element is one chain of fused multiply-adds over ascending k, whatever rows and columns are computed
-//! beside it. That is why a row's result does not depend on the batch it stands in.
+//! Every output element is a chain of fused multiply-adds over ascending k, whatever rows and columns are computed
+//! beside it. That is why a row's result does not depend on the batch it stands in. Long products are cut into chains of
+//! [`CHAIN`] steps that are added up one after another: errors of rounding grow with the length of a chain.
 
 use std::ops::Range;
 
@@ -9,6 +10,9 @@ use super::vector::Vector;
 
 /// Columns of a panel of packed weights. A sub-panel is two registers of an instruction set; it divides a panel.
 pub(crate) const PANEL: usize = 32;
+
+/// Steps of one chain of multiply-adds; that many rows of a panel stay in the first-level cache as f32.
+pub(crate) const CHAIN: usize = 192;
 
 /// Element (row, k) of the left matrix.
 pub(crate) trait Left: Copy {
@@ -111,8 +115,18 @@ pub(crate) struct Ends {
     pub(crate) row: usize,
     /// Columns that exist, of all sub-panels together.
     pub(crate) cols: usize,
-    /// The chains start from what is there instead of zero.
-    pub(crate) add: bool,
+    pub(crate) sums: Sums,
+}
+
+/// What becomes of the values in the output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sums {
+    /// They are overwritten.
+    Write,
+    /// Finished chains are added to them.
+    Add,
+    /// The chains start from them, so that a chain may be computed in several calls with the same bits.
+    Continue,
 }
 
 impl Ends {
@@ -141,13 +155,13 @@ macro_rules! gather {
     }};
 }
 
-/// `M` rows times `P` sub-panels over `depth` values of k.
+/// `M` rows times `P` sub-panels over some values of k: one chain each. `k` starts at a multiple of the source's group.
 ///
 /// # Safety
 /// As for [`Vector`]; `a`, `b` and `ends` must cover the tile.
 #[inline(always)]
 pub(crate) unsafe fn tile<V: Vector, A: Left, S: Source<V>, const M: usize, const P: usize>(
-    depth: usize,
+    range: Range<usize>,
     a: A,
     b: [S; P],
     ends: Ends,
@@ -163,7 +177,7 @@ pub(crate) unsafe fn tile<V: Vector, A: Left, S: Source<V>, const M: usize, cons
             |row: usize, p: usize, v: usize| ends.to.wrapping_add(row * ends.row + (2 * p + v) * V::LANES);
         let full = ends.cols >= 2 * P * V::LANES;
         let mut sums = [[[V::zero(); 2]; P]; M];
-        if ends.add {
+        if ends.sums == Sums::Continue {
             for (row, sums) in sums.iter_mut().enumerate() {
                 for (p, sums) in sums.iter_mut().enumerate() {
                     for (v, sum) in sums.iter_mut().enumerate() {
@@ -173,8 +187,8 @@ pub(crate) unsafe fn tile<V: Vector, A: Left, S: Source<V>, const M: usize, cons
                 }
             }
         }
-        let mut k = 0;
-        while k + S::GROUP <= depth {
+        let Range { start: mut k, end } = range;
+        while k + S::GROUP <= end {
             let constants = gather!(b, source => source.constants(k));
             for step in 0..S::GROUP / S::STEP {
                 let k = k + step * S::STEP;
@@ -192,9 +206,9 @@ pub(crate) unsafe fn tile<V: Vector, A: Left, S: Source<V>, const M: usize, cons
             }
             k += S::GROUP;
         }
-        if k < depth {
+        if k < end {
             let constants = gather!(b, source => source.constants(k));
-            for k in k..depth {
+            for k in k..end {
                 let start = k / S::STEP * S::STEP;
                 let mut values = [[V::zero(); 2]; P];
                 for (p, value) in values.iter_mut().enumerate() {
@@ -207,6 +221,10 @@ pub(crate) unsafe fn tile<V: Vector, A: Left, S: Source<V>, const M: usize, cons
             for (p, sums) in sums.into_iter().enumerate() {
                 for (v, sum) in sums.into_iter().enumerate() {
                     let (to, lanes) = (to(row, p, v), lanes(p, v));
+                    let mut sum = sum;
+                    if ends.sums == Sums::Add {
+                        sum = sum.add(if full { V::load(to) } else { V::load_first(to, lanes) });
+                    }
                     if full { sum.store(to) } else { sum.store_first(to, lanes) }
                 }
             }

@@ -29,6 +29,7 @@ pub(crate) unsafe trait Vector: Copy {
     /// `self * b + c`
     unsafe fn mul_add(self, b: Self, c: Self) -> Self;
     unsafe fn mul(self, b: Self) -> Self;
+    unsafe fn add(self, b: Self) -> Self;
     /// The sum of all lanes, in a fixed order.
     unsafe fn sum(self) -> f32;
 
@@ -58,7 +59,7 @@ pub(crate) unsafe trait Vector: Copy {
     );
     /// [`super::tile::tile`], compiled for this instruction set.
     unsafe fn tile<A: Left, S: Source<Self>, const M: usize, const P: usize>(
-        depth: usize,
+        range: Range<usize>,
         a: A,
         b: [S; P],
         ends: Ends,
