@@ -7,7 +7,9 @@ use super::avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 use super::avx512::Avx512;
 use super::portable::Portable;
-use super::tile::{CHAIN, Ends, FewFloats, Floats, Interleaved, PANEL, Rows, Source, Strided, Sums};
+use super::tile::{
+    CHAIN, ColMajor, Ends, FewFloats, Floats, Interleaved, PANEL, RowMajor, Rows, Source, Strided, Sums, most_rows,
+};
 use super::vector::Vector;
 use crate::isa::Isa;
 use crate::{pool, scratch};
@@ -286,9 +288,10 @@ pub(crate) unsafe fn direct<V: Vector, S: Source<V>>(
     });
 }
 
-/// Rows of one tile when it is more than one sub-panel wide.
+/// The most rows that [`narrow`] takes at once.
 pub(crate) const fn few<V: Vector>() -> usize {
-    V::ROWS.div_ceil(2)
+    let wide = most_rows::<V>(2);
+    if wide < V::ROWS && wide < 4 { V::ROWS } else { wide }
 }
 
 /// A few rows times many sub-panels, several at once so that there are enough independent chains of additions.
@@ -307,7 +310,7 @@ pub(crate) unsafe fn narrow<V: Vector, A: Rows, S: Source<V>>(
         return;
     }
     let rows_each = rows.div_ceil(rows.div_ceil(few::<V>()));
-    let most = (V::ROWS / rows_each).clamp(1, 4);
+    let most = (1..=4).rev().find(|&subs| most_rows::<V>(subs) >= rows_each).unwrap_or(1);
     let subs_each = subs.len().div_ceil(subs.len().div_ceil(most));
     let chain = if ends.sums == Sums::Continue { depth.max(1) } else { CHAIN };
     // All rows of a group of sub-panels before the next group, so that weights are read from memory once.
@@ -329,7 +332,7 @@ pub(crate) unsafe fn narrow<V: Vector, A: Rows, S: Source<V>>(
                         }
                     };
                 }
-                by_size!(1 x 1 2 3 4; 2 x 1 2 3 4; 3 x 1 2 3 4; 4 x 1 2 3; 5 x 1 2; 6 x 1 2; 7 x 1 2;);
+                by_size!(1 x 1 2 3 4; 2 x 1 2 3 4; 3 x 1 2 3; 4 x 1 2 3; 5 x 1 2; 6 x 1 2;);
                 if ends.sums == Sums::Write {
                     ends.sums = Sums::Add;
                 }
@@ -374,6 +377,20 @@ unsafe fn strided_with<V: Vector>(
     out: Matrix,
     add: bool,
 ) {
+    // One stride less to multiply by at every step is worth a copy of the code.
+    // SAFETY: the caller's promise.
+    unsafe {
+        match (a.row, a.col) {
+            (row, 1) => dense::<V, _>(RowMajor { start: a.start, row }, depth, b, ldb, out, add),
+            (1, col) => dense::<V, _>(ColMajor { start: a.start, col }, depth, b, ldb, out, add),
+            _ => dense::<V, _>(a, depth, b, ldb, out, add),
+        }
+    }
+}
+
+/// # Safety
+/// As for [`strided`].
+unsafe fn dense<V: Vector, A: Rows>(a: A, depth: usize, b: *const f32, ldb: usize, out: Matrix, add: bool) {
     let width = 2 * V::LANES;
     let sums = if add { Sums::Continue } else { Sums::Write };
     let ends = Ends { to: out.start, row: out.row, cols: out.cols, sums };

@@ -72,6 +72,28 @@ impl Rows for RowMajor {
     }
 }
 
+/// Contiguous columns: the transpose of contiguous rows.
+#[derive(Clone, Copy)]
+pub(crate) struct ColMajor {
+    pub(crate) start: *const f32,
+    pub(crate) col: usize,
+}
+
+impl Left for ColMajor {
+    #[inline(always)]
+    unsafe fn at(self, row: usize, k: usize) -> f32 {
+        // SAFETY: the caller's promise.
+        unsafe { *self.start.add(k * self.col + row) }
+    }
+}
+
+impl Rows for ColMajor {
+    #[inline(always)]
+    fn down(self, rows: usize) -> Self {
+        Self { start: self.start.wrapping_add(rows), ..self }
+    }
+}
+
 /// `[k][M]`: the M values of one step side by side.
 #[derive(Clone, Copy)]
 pub(crate) struct Interleaved<const M: usize>(pub(crate) *const f32);
@@ -141,6 +163,13 @@ impl Ends {
     }
 }
 
+/// The most rows of a tile that is `subs` sub-panels wide: its sums, a step's weights and one value of the left matrix
+/// fit in registers.
+pub(crate) const fn most_rows<V: Vector>(subs: usize) -> usize {
+    let registers = 2 * V::ROWS + 3;
+    registers.saturating_sub(2 * subs + 1) / (2 * subs)
+}
+
 /// One value for each source, without a closure (it would not inherit the caller's instruction set) and without moving
 /// the array through an iterator (it would stay in memory).
 macro_rules! gather {
@@ -167,7 +196,7 @@ pub(crate) unsafe fn tile<V: Vector, A: Left, S: Source<V>, const M: usize, cons
     ends: Ends,
 ) {
     // Larger tiles would not fit in registers; the drivers do not ask for them, and no code is made for them.
-    if const { M * P > V::ROWS } {
+    if const { M > most_rows::<V>(P) } {
         unreachable!("a tile of {M} x {P} is too large");
     }
     // SAFETY: the caller's promise.
@@ -359,7 +388,8 @@ pub(crate) struct Floats {
 // SAFETY: reads row k of a matrix with all columns of the sub-panel.
 unsafe impl<V: Vector> Source<V> for Floats {
     const STEP: usize = 1;
-    const GROUP: usize = 4;
+    // Unrolled steps would be mixed by the compiler until their operands no longer fit in registers.
+    const GROUP: usize = 1;
     type Raw = [V; 2];
     type Constants = ();
 
@@ -392,7 +422,7 @@ pub(crate) struct FewFloats {
 // SAFETY: reads `cols` elements of row k.
 unsafe impl<V: Vector> Source<V> for FewFloats {
     const STEP: usize = 1;
-    const GROUP: usize = 4;
+    const GROUP: usize = 1;
     type Raw = [V; 2];
     type Constants = ();
 
