@@ -38,7 +38,7 @@ pub use gemm::{Accumulate, View, gemm, matmul, matmul_transposed};
 pub use isa::Isa;
 pub use lora::{Coverage, Lora, LoraGradients, Ranks, lora_backward, lora_forward};
 pub use loss::{argmax, cap_logits, cross_entropy_chunk, log_softmax_at};
-pub use mlp::{Activation, add_into, axpy, gated, gated_backward};
+pub use mlp::{Activation, add_into, gated, gated_backward, sum};
 pub use norm::{RmsNorm, rms_norm, rms_norm_backward};
 pub use packed::{Packed, Storage};
 pub use rope::{Angles, Direction, rope};

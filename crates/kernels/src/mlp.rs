@@ -79,14 +79,6 @@ pub fn gated_backward(
 /// # Panics
 /// If the lengths differ.
 pub fn add_into(x: &[f32], y: &mut [f32]) {
-    axpy(1.0, x, y);
-}
-
-/// `y += a x`
-///
-/// # Panics
-/// If the lengths differ.
-pub fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
     assert_eq!(x.len(), y.len(), "x and y have the same length");
     let isa = isa::active();
     let (tasks, range) = pool::split(x.len(), GRAIN);
@@ -94,7 +86,23 @@ pub fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
     pool::parallel_for(tasks, |task| {
         let at = range(task);
         // SAFETY: ranges are disjoint.
-        add_scaled(isa, a, &x[at.clone()], unsafe { y.get(at) });
+        add(isa, &x[at.clone()], unsafe { y.get(at) });
+    });
+}
+
+/// `y = a + b`
+///
+/// # Panics
+/// If the lengths differ.
+pub fn sum(a: &[f32], b: &[f32], y: &mut [f32]) {
+    assert!(a.len() == y.len() && b.len() == y.len(), "a, b and y have the same length");
+    let isa = isa::active();
+    let (tasks, range) = pool::split(y.len(), GRAIN);
+    let y = Parts::new(y);
+    pool::parallel_for(tasks, |task| {
+        let at = range(task);
+        // SAFETY: ranges are disjoint.
+        add_two(isa, &a[at.clone()], &b[at.clone()], unsafe { y.get(at) });
     });
 }
 
@@ -103,7 +111,8 @@ multiversion! {
     fn gelu(gate: &[f32], up: &[f32], out: &mut [f32]) = gelu_body;
     fn silu_backward(gate: &[f32], up: &[f32], dout: &[f32], dgate: &mut [f32], dup: &mut [f32]) = silu_backward_body;
     fn gelu_backward(gate: &[f32], up: &[f32], dout: &[f32], dgate: &mut [f32], dup: &mut [f32]) = gelu_backward_body;
-    fn add_scaled(a: f32, x: &[f32], y: &mut [f32]) = add_scaled_body;
+    fn add(x: &[f32], y: &mut [f32]) = add_body;
+    fn add_two(a: &[f32], b: &[f32], y: &mut [f32]) = add_two_body;
 }
 
 #[inline(always)]
@@ -160,9 +169,16 @@ fn gelu_backward_body<const FMA: bool>(
 }
 
 #[inline(always)]
-fn add_scaled_body<const FMA: bool>(a: f32, x: &[f32], y: &mut [f32]) {
+fn add_body<const FMA: bool>(x: &[f32], y: &mut [f32]) {
     for (y, x) in y.iter_mut().zip(x) {
-        *y = fma::<FMA>(a, *x, *y);
+        *y += x;
+    }
+}
+
+#[inline(always)]
+fn add_two_body<const FMA: bool>(a: &[f32], b: &[f32], y: &mut [f32]) {
+    for ((y, a), b) in y.iter_mut().zip(a).zip(b) {
+        *y = a + b;
     }
 }
 
@@ -214,10 +230,13 @@ mod tests {
         each_isa(|isa| {
             let mut y = values(100, 1);
             let (x, before) = (values(100, 2), y.clone());
-            axpy(2.0, &x, &mut y);
             add_into(&x, &mut y);
-            let expected: Vec<f32> = x.iter().zip(before).map(|(x, y)| y + 3.0 * x).collect();
-            assert_near(&y, &expected, 1e-6, isa.name());
+            let expected: Vec<f32> = x.iter().zip(before).map(|(x, y)| y + x).collect();
+            assert_eq!(y, expected, "{isa}");
+            let mut total = vec![f32::NAN; 100];
+            sum(&x, &y, &mut total);
+            let expected: Vec<f32> = x.iter().zip(&y).map(|(x, y)| x + y).collect();
+            assert_eq!(total, expected, "{isa}");
         });
     }
 }

@@ -170,7 +170,8 @@ fn row_and_element_operations() {
                     gated(&x, &y, activation, &mut slice(m * d));
                     gated_backward(&x, &y, &x, activation, &mut slice(m * d), &mut slice(m * d));
                 }
-                axpy(0.5, &x, &mut y);
+                add_into(&x, &mut y);
+                sum(&x, &x, &mut y);
                 let angles = Angles::new(&vec![3; m], &slice(d));
                 rope(&mut slice(m * 2 * d * 2), 2, &angles, Direction::Forward);
                 for softcap in [None, Some(2.0)] {

@@ -461,7 +461,7 @@ impl Decoder {
                     if trace {
                         match experts.map(|e| e.gate) {
                             Some(GateValues::Given(gates)) => traced.push(gates.to_vec()),
-                            Some(GateValues::Routed(..)) => traced.push(act.gates.clone()),
+                            Some(GateValues::Routed(..)) => traced.push(act.gates.to_vec()),
                             _ => {}
                         }
                     }

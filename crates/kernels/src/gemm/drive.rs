@@ -8,7 +8,8 @@ use super::avx2::Avx2;
 use super::avx512::Avx512;
 use super::portable::Portable;
 use super::tile::{
-    CHAIN, ColMajor, Ends, FewFloats, Floats, Interleaved, PANEL, RowMajor, Rows, Source, Strided, Sums, most_rows,
+    CHAIN, ColMajor, Ends, FewFloats, Floats, Interleaved, PANEL, RowMajor, Rows, Source, Strided, Sums,
+    most_rows,
 };
 use super::vector::Vector;
 use crate::isa::Isa;
@@ -150,7 +151,12 @@ impl Product {
                                     ends.sums = Sums::Add;
                                 }
                                 let b = right.panel::<V>(panel, chain.clone(), b.as_mut_ptr());
-                                let a = Interleave { start: a.as_ptr(), rows: rows.len(), depth: depth.len(), most: tile };
+                                let a = Interleave {
+                                    start: a.as_ptr(),
+                                    rows: rows.len(),
+                                    depth: depth.len(),
+                                    most: tile,
+                                };
                                 wide::<V>(a, chain.start - start, chain.len(), b, ends);
                             }
                         }

@@ -8,11 +8,12 @@ use mixse_kernels::{
     Activation as KernelActivation, Angles, AttentionGradients, Coverage, Direction, KvPool,
     Lora as KernelLora, LoraGradients, Packed, PagedSegment, Ranks, Segment, add_into, attention,
     attention_backward, attention_paged, gated, gated_backward, lora_backward, lora_forward, matmul,
-    matmul_transposed, rms_norm, rms_norm_backward, rope,
+    matmul_transposed, rms_norm, rms_norm_backward, rope, sum,
 };
 
 use super::{
     block::{BlockSpec, BlockWeights, FrozenWeight},
+    buffer::Buffer,
     gates,
 };
 use crate::{
@@ -54,43 +55,37 @@ pub(crate) enum Attend<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct Activations {
     /// norm(x); scratch, recomputed by the backward.
-    h: Vec<f32>,
+    h: Buffer,
     /// q and k before their norms; only with `qk_norm`.
-    q_raw: Vec<f32>,
-    k_raw: Vec<f32>,
+    q_raw: Buffer,
+    k_raw: Buffer,
     /// After the rotary embedding.
-    q: Vec<f32>,
-    k: Vec<f32>,
-    v: Vec<f32>,
-    attended: Vec<f32>,
+    q: Buffer,
+    k: Buffer,
+    v: Buffer,
+    attended: Buffer,
     /// log Σ exp of each row and head's scores.
-    lse: Vec<f32>,
+    lse: Buffer,
     /// Outputs before the post norms; only with `post_norms`.
-    o_raw: Vec<f32>,
-    down_raw: Vec<f32>,
-    x2: Vec<f32>,
-    gate: Vec<f32>,
-    up: Vec<f32>,
+    o_raw: Buffer,
+    down_raw: Buffer,
+    x2: Buffer,
+    gate: Buffer,
+    up: Buffer,
     /// act(gate) ⊙ up; scratch, recomputed by the backward.
-    inner: Vec<f32>,
+    inner: Buffer,
     /// A x of every module, `[rows, R]`.
-    u: [Vec<f32>; 7],
+    u: [Buffer; 7],
     /// The router's softmax `[rows, choices]` and the gates `[rows, experts]`.
-    pub(crate) probabilities: Vec<f32>,
-    pub(crate) gates: Vec<f32>,
-}
-
-/// Makes `buffer` `len` long; what it holds is overwritten by the caller.
-fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
-    buffer.resize(len, 0.0);
-    buffer
+    pub(crate) probabilities: Buffer,
+    pub(crate) gates: Buffer,
 }
 
 impl Activations {
     /// Frees what the backward recomputes, for keeping the rest until then.
     pub(crate) fn drop_scratch(&mut self) {
-        self.h = Vec::new();
-        self.inner = Vec::new();
+        self.h = Buffer::default();
+        self.inner = Buffer::default();
     }
 }
 
@@ -150,11 +145,11 @@ impl FusedBlock {
         let (spec, w, rows) = (&self.spec, &self.weights, angles.tokens());
         let (q_width, kv_width) = (spec.q_width(), spec.kv_width());
         let shape = &spec.attention;
-        self.norm(x, &w.attention_norm, sized(&mut act.h, rows * spec.hidden));
+        self.norm(x, &w.attention_norm, act.h.sized(rows * spec.hidden));
         if let Some(ExpertValues { gate: GateValues::Routed(r, config), .. }) = &experts {
             let choices = r.len() / spec.hidden;
-            let probabilities = sized(&mut act.probabilities, rows * choices);
-            let gates = sized(&mut act.gates, rows * (choices - usize::from(config.null_expert)));
+            let probabilities = act.probabilities.sized(rows * choices);
+            let gates = act.gates.sized(rows * (choices - usize::from(config.null_expert)));
             gates::forward(&act.h, r, spec.hidden, config, probabilities, gates);
         }
         let gate = match experts.map(|e| e.gate) {
@@ -165,28 +160,28 @@ impl FusedBlock {
         let mut lora = Lora { experts, gate, u: &mut act.u };
 
         let project_heads = |module,
-                             raw: &mut Vec<f32>,
-                             out: &mut Vec<f32>,
+                             raw: &mut Buffer,
+                             out: &mut Buffer,
                              width,
                              norm: &Option<Vec<f32>>,
                              lora: &mut Lora<'_>| {
             match norm {
                 Some(weight) => {
-                    self.project(module, &act.h, lora, sized(raw, rows * width));
-                    self.norm(raw, weight, sized(out, rows * width));
+                    self.project(module, &act.h, lora, raw.sized(rows * width));
+                    self.norm(raw, weight, out.sized(rows * width));
                 }
-                None => self.project(module, &act.h, lora, sized(out, rows * width)),
+                None => self.project(module, &act.h, lora, out.sized(rows * width)),
             }
             rope(out, width / shape.head_dim, angles, Direction::Forward);
         };
         project_heads(Module::Q, &mut act.q_raw, &mut act.q, q_width, &w.q_norm, &mut lora);
         project_heads(Module::K, &mut act.k_raw, &mut act.k, kv_width, &w.k_norm, &mut lora);
-        self.project(Module::V, &act.h, &mut lora, sized(&mut act.v, rows * kv_width));
+        self.project(Module::V, &act.h, &mut lora, act.v.sized(rows * kv_width));
 
-        let attended = sized(&mut act.attended, rows * q_width);
+        let attended = act.attended.sized(rows * q_width);
         match attend {
             Attend::Whole(segments) => {
-                let lse = sized(&mut act.lse, rows * shape.heads);
+                let lse = act.lse.sized(rows * shape.heads);
                 attention((&act.q, &act.k, &act.v), segments, *shape, attended, lse);
             }
             Attend::Paged { segments, page_tokens, keys, values } => {
@@ -200,29 +195,27 @@ impl FusedBlock {
         }
 
         let hidden = rows * spec.hidden;
-        sized(&mut act.x2, hidden).copy_from_slice(x);
         match &w.post_attention_norm {
-            None => self.project(Module::O, &act.attended, &mut lora, sized(&mut act.h, hidden)),
+            None => self.project(Module::O, &act.attended, &mut lora, act.h.sized(hidden)),
             Some(weight) => {
-                self.project(Module::O, &act.attended, &mut lora, sized(&mut act.o_raw, hidden));
-                self.norm(&act.o_raw, weight, sized(&mut act.h, hidden));
+                self.project(Module::O, &act.attended, &mut lora, act.o_raw.sized(hidden));
+                self.norm(&act.o_raw, weight, act.h.sized(hidden));
             }
         }
-        add_into(&act.h, &mut act.x2);
+        sum(x, &act.h, act.x2.sized(hidden));
 
-        self.norm(&act.x2, &w.mlp_norm, sized(&mut act.h, rows * spec.hidden));
-        self.project(Module::Gate, &act.h, &mut lora, sized(&mut act.gate, rows * spec.inner));
-        self.project(Module::Up, &act.h, &mut lora, sized(&mut act.up, rows * spec.inner));
-        gated(&act.gate, &act.up, self.activation(), sized(&mut act.inner, rows * spec.inner));
-        y.copy_from_slice(&act.x2);
+        self.norm(&act.x2, &w.mlp_norm, act.h.sized(rows * spec.hidden));
+        self.project(Module::Gate, &act.h, &mut lora, act.gate.sized(rows * spec.inner));
+        self.project(Module::Up, &act.h, &mut lora, act.up.sized(rows * spec.inner));
+        gated(&act.gate, &act.up, self.activation(), act.inner.sized(rows * spec.inner));
         match &w.post_mlp_norm {
-            None => self.project(Module::Down, &act.inner, &mut lora, sized(&mut act.h, hidden)),
+            None => self.project(Module::Down, &act.inner, &mut lora, act.h.sized(hidden)),
             Some(weight) => {
-                self.project(Module::Down, &act.inner, &mut lora, sized(&mut act.down_raw, hidden));
-                self.norm(&act.down_raw, weight, sized(&mut act.h, hidden));
+                self.project(Module::Down, &act.inner, &mut lora, act.down_raw.sized(hidden));
+                self.norm(&act.down_raw, weight, act.h.sized(hidden));
             }
         }
-        add_into(&act.h, y);
+        sum(&act.x2, &act.h, y);
     }
 
     /// Backward of [`FusedBlock::forward`] over whole sequences: from `dy` to `dx` (overwritten) and the gradients in
@@ -250,7 +243,7 @@ impl FusedBlock {
 
         // y = x₂ + [norm] Wd inner: the residual passes dy through.
         dx.copy_from_slice(dy);
-        let mut d_hidden = vec![0f32; hidden];
+        let mut d_hidden = Buffer::new(hidden);
         let d_down = match &w.post_mlp_norm {
             None => dy,
             Some(weight) => {
@@ -258,16 +251,16 @@ impl FusedBlock {
                 &d_hidden
             }
         };
-        gated(&act.gate, &act.up, self.activation(), sized(&mut act.inner, rows * spec.inner));
-        let mut d_inner = vec![0f32; rows * spec.inner];
+        gated(&act.gate, &act.up, self.activation(), act.inner.sized(rows * spec.inner));
+        let mut d_inner = Buffer::new(rows * spec.inner);
         self.project_backward(Module::Down, d_down, &act.inner, false, &back, &mut d_inner, grads);
         // The scratch that held act(gate) ⊙ up now takes dgate.
         let mut d_gate = std::mem::take(&mut act.inner);
-        let mut d_up = vec![0f32; rows * spec.inner];
+        let mut d_up = Buffer::new(rows * spec.inner);
         gated_backward(&act.gate, &act.up, &d_inner, self.activation(), &mut d_gate, &mut d_up);
         drop(d_inner);
-        self.norm(&act.x2, &w.mlp_norm, sized(&mut act.h, hidden));
-        let mut d_h = vec![0f32; hidden];
+        self.norm(&act.x2, &w.mlp_norm, act.h.sized(hidden));
+        let mut d_h = Buffer::new(hidden);
         self.project_backward(Module::Gate, &d_gate, &act.h, false, &back, &mut d_h, grads);
         self.project_backward(Module::Up, &d_up, &act.h, true, &back, &mut d_h, grads);
         drop((d_gate, d_up));
@@ -282,9 +275,9 @@ impl FusedBlock {
                 &d_hidden
             }
         };
-        let mut d_attended = vec![0f32; q_width];
+        let mut d_attended = Buffer::new(q_width);
         self.project_backward(Module::O, d_o, &act.attended, false, &back, &mut d_attended, grads);
-        let (mut dq, mut dk, mut dv) = (vec![0f32; q_width], vec![0f32; kv_width], vec![0f32; kv_width]);
+        let (mut dq, mut dk, mut dv) = (Buffer::new(q_width), Buffer::new(kv_width), Buffer::new(kv_width));
         attention_backward(
             (&act.q, &act.k, &act.v),
             (&act.attended, &d_attended, &act.lse),
@@ -293,13 +286,13 @@ impl FusedBlock {
             AttentionGradients { dq: &mut dq, dk: &mut dk, dv: &mut dv },
         );
         drop(d_attended);
-        let heads_backward = |d: Vec<f32>, heads: usize, raw: &[f32], norm: &Option<Vec<f32>>| {
+        let heads_backward = |d: Buffer, heads: usize, raw: &[f32], norm: &Option<Vec<f32>>| {
             let mut d = d;
             rope(&mut d, heads, angles, Direction::Backward);
             match norm {
                 None => d,
                 Some(weight) => {
-                    let mut d_raw = vec![0f32; d.len()];
+                    let mut d_raw = Buffer::new(d.len());
                     self.norm_backward(raw, weight, &d, &mut d_raw);
                     d_raw
                 }
@@ -307,7 +300,7 @@ impl FusedBlock {
         };
         let dq = heads_backward(dq, shape.heads, &act.q_raw, &w.q_norm);
         let dk = heads_backward(dk, shape.kv_heads, &act.k_raw, &w.k_norm);
-        self.norm(x, &w.attention_norm, sized(&mut act.h, hidden));
+        self.norm(x, &w.attention_norm, act.h.sized(hidden));
         self.project_backward(Module::Q, &dq, &act.h, false, &back, &mut d_h, grads);
         self.project_backward(Module::K, &dk, &act.h, true, &back, &mut d_h, grads);
         self.project_backward(Module::V, &dv, &act.h, true, &back, &mut d_h, grads);
@@ -374,14 +367,14 @@ pub(crate) struct ExpertGrads {
 struct Lora<'a> {
     experts: Option<ExpertValues<'a>>,
     gate: Option<&'a [f32]>,
-    u: &'a mut [Vec<f32>; 7],
+    u: &'a mut [Buffer; 7],
 }
 
 impl Lora<'_> {
     fn forward(&mut self, module: Module, x: &[f32], rows: usize, y: &mut [f32]) {
         let Some(experts) = &self.experts else { return };
         let Some(place) = &experts.layout.modules[module.index()] else { return };
-        let u = sized(&mut self.u[module.index()], rows * place.total_rank());
+        let u = self.u[module.index()].sized(rows * place.total_rank());
         let ranks = ranks(place);
         lora_forward(
             kernel_lora(place, experts.params, &ranks),
@@ -399,7 +392,7 @@ impl Lora<'_> {
 struct LoraBack<'a> {
     experts: Option<ExpertValues<'a>>,
     gate: Option<&'a [f32]>,
-    u: &'a [Vec<f32>; 7],
+    u: &'a [Buffer; 7],
 }
 
 impl LoraBack<'_> {

@@ -7,6 +7,7 @@
 
 pub(crate) mod block;
 pub(crate) mod block_op;
+mod buffer;
 pub(crate) mod frozen;
 pub(crate) mod fused;
 pub(crate) mod gates;
