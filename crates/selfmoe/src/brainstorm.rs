@@ -5,14 +5,16 @@ use std::{
     path::Path,
 };
 
-use mixse_model::language::{Completion, LanguageModel, Request, Sampling};
+use mixse_model::{
+    language::{Completion, LanguageModel, Request, Sampling},
+    random::Stream,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     domain::Domain,
     error::Result,
     prompt::PromptBuilder,
-    random::Stream,
     recipe::Recipe,
     shard::{self, End, Progress, ShardRow, ShardState},
 };

@@ -17,7 +17,6 @@ pub mod parse;
 pub mod plan;
 mod prompt;
 pub mod quality;
-pub mod random;
 pub mod recipe;
 pub mod record;
 pub mod respond;
@@ -27,5 +26,8 @@ pub mod shard;
 pub mod template;
 pub mod train;
 pub mod verify;
+
+// Records draw from the same streams as the model's own random numbers.
+pub use mixse_model::random;
 
 pub use error::{Error, Result};

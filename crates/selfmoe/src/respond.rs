@@ -3,14 +3,16 @@
 
 use std::{ops::ControlFlow, path::Path};
 
-use mixse_model::language::{Completion, LanguageModel, Request, Sampling};
+use mixse_model::{
+    language::{Completion, LanguageModel, Request, Sampling},
+    random::Stream,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     domain::Domain,
     error::Result,
     prompt::PromptBuilder,
-    random::Stream,
     recipe::Recipe,
     select::Task,
     shard::{self, End, Progress, ShardRow, ShardState},

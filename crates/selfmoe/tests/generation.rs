@@ -10,6 +10,7 @@ use std::{
 
 use mixse_model::{
     language::{Completion, Finish, LanguageModel, Request, Sampling, Score, ScoreRequest},
+    random::Stream,
     tokenizer::Tokenizer,
 };
 use mixse_selfmoe::{
@@ -17,7 +18,6 @@ use mixse_selfmoe::{
     domain::{self, Domain},
     filter::Reason,
     jsonl,
-    random::Stream,
     recipe::{Recipe, Settings},
     respond::{self, Responded},
     select::{self, Assembly},

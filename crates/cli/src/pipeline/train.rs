@@ -10,6 +10,7 @@ use mixse_model::{
     memory::kept_bytes,
     mixture::{Mixture, Routing},
     peft,
+    random::Stream,
     router::Router,
     router_files,
 };
@@ -17,7 +18,6 @@ use mixse_selfmoe::{
     domain::Domain,
     jsonl,
     plan::{Input, Task, Work},
-    random::Stream,
     record::SyntheticRow,
     template::InstructionTemplate,
     train::{Job, Outcome, StepReport, TrainConfig, TrainRow, check_expert, train_expert, train_router},

@@ -29,9 +29,9 @@ fn a_run_is_the_same_however_it_is_made() {
 /// Kills a run with SIGKILL at several points, each call going on where the one before was killed.
 fn killed_anywhere(sandbox: &Sandbox) {
     let points: [(&str, &str, &str); 7] = [
-        ("the first tasks written", "brainstorm+words+0", "records.jsonl"),
-        ("tasks of the last shard", "brainstorm+sums+1", "records.jsonl"),
-        ("responses", "respond+sums", "responses.jsonl"),
+        ("the first tasks written", "brainstorm+words+0", "records.jsonl.partial"),
+        ("tasks of the last shard", "brainstorm+sums+1", "records.jsonl.partial"),
+        ("responses", "respond+sums", "responses.jsonl.partial"),
         ("steps of an expert", "expert+words", "training/state.safetensors"),
         ("steps of the router", "router", "training/state.safetensors"),
         ("evaluation of the base", "eval+base", "words.jsonl"),

@@ -1,7 +1,7 @@
 //! The arithmetic of merging, on plain lists of numbers: it does not matter what they are entries of.
 
 use super::Method;
-use crate::random::Stream;
+use mixse_model::random::Stream;
 
 /// What the numbers belong to; names DARE's random choice.
 #[derive(Debug, Clone, Copy)]

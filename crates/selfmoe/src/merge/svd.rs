@@ -7,7 +7,9 @@
 use candle_core::{Device, Tensor};
 
 use super::{Factors, mismatch};
-use crate::{error::Result, random::Stream};
+use mixse_model::random::Stream;
+
+use crate::error::Result;
 
 /// More directions than wanted: they make the wanted ones converge faster.
 const OVERSAMPLING: usize = 8;

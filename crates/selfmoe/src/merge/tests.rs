@@ -44,7 +44,7 @@ fn distance(a: &Tensor, b: &Tensor) -> f32 {
 }
 
 fn random(seed: u64, rows: usize, cols: usize) -> Tensor {
-    let mut random = crate::random::Stream::new(seed, "test matrix", 0);
+    let mut random = mixse_model::random::Stream::new(seed, "test matrix", 0);
     let values: Vec<f32> = (0..rows * cols).map(|_| random.unit() as f32 - 0.5).collect();
     Tensor::from_vec(values, (rows, cols), &Device::Cpu).unwrap()
 }
