@@ -33,6 +33,8 @@ pub(crate) enum Command {
     Bench(crate::commands::BenchArgs),
     Eval(crate::commands::EvalArgs),
     Inspect(crate::commands::InspectArgs),
+    Merge(crate::commands::MergeArgs),
+    Report(crate::commands::ReportArgs),
     Train(crate::commands::TrainArgs),
 }
 

@@ -230,6 +230,15 @@ pub fn origin(dir: &Path) -> Result<Option<Origin>> {
     if path.exists() { files::read_json(&path).map(Some) } else { Ok(None) }
 }
 
+/// The name or path of the base model that the adapter in `dir` records, if it does.
+pub fn base_name(dir: &Path) -> Result<Option<String>> {
+    #[derive(Deserialize)]
+    struct Base {
+        base_model_name_or_path: Option<String>,
+    }
+    Ok(files::read_json::<Base>(&dir.join(CONFIG))?.base_model_name_or_path.filter(|name| !name.is_empty()))
+}
+
 /// Fails when the adapter in `dir` says that it was trained on another base than the one with this hash.
 pub fn check_base(dir: &Path, base_hash: &str) -> Result<()> {
     match origin(dir)? {

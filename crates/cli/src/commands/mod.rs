@@ -4,14 +4,18 @@ mod bench;
 mod doctor;
 mod eval;
 mod inspect;
+mod merge;
 mod opened;
 mod pull;
+mod report;
 mod run;
 mod train;
 
 pub(crate) use bench::BenchArgs;
 pub(crate) use eval::EvalArgs;
 pub(crate) use inspect::InspectArgs;
+pub(crate) use merge::MergeArgs;
+pub(crate) use report::ReportArgs;
 pub(crate) use train::TrainArgs;
 
 use crate::args::{Cli, Command};
@@ -24,6 +28,8 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Bench(args) => bench::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Merge(args) => merge::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Train(args) => train::run(&args),
     }
 }

@@ -67,22 +67,12 @@ pub(crate) struct Opened {
 impl ModelFlags {
     /// Opens the base model's files without loading its weights.
     pub(crate) fn open_files(&self) -> anyhow::Result<Checkpoint> {
-        match resolve_model(&self.model, &Cache::locate(self.cache.cache.as_deref())?)? {
-            ModelSource::Base(path) => Ok(Checkpoint::open(&path)?),
-            ModelSource::Run(path) => {
-                Err(usage_error(format!("{} is a run: give a base model", path.display())))
-            }
-        }
+        open_base_files(&self.model, &self.cache)
     }
 
     /// Opens and loads the base without experts; a run directory is refused.
     pub(crate) fn open_base(&self) -> anyhow::Result<Opened> {
-        match resolve_model(&self.model, &Cache::locate(self.cache.cache.as_deref())?)? {
-            ModelSource::Base(path) => self.load(&path),
-            ModelSource::Run(path) => {
-                Err(usage_error(format!("{} is a run: give a base model", path.display())))
-            }
-        }
+        self.load(&base_path(&self.model, &self.cache)?)
     }
 
     /// Opens and loads the model with the experts asked for, or with a run's own.
@@ -116,6 +106,29 @@ impl ModelFlags {
         let decoder = Decoder::load(&checkpoint, &options)?;
         Ok(Opened { checkpoint, decoder, mixture: None })
     }
+}
+
+/// The files of the base model with this name; a run is refused.
+fn base_path(model: &str, cache: &CacheFlag) -> anyhow::Result<PathBuf> {
+    match resolve_model(model, &Cache::locate(cache.cache.as_deref())?)? {
+        ModelSource::Base(path) => Ok(path),
+        ModelSource::Run(path) => Err(usage_error(format!("{} is a run: give a base model", path.display()))),
+    }
+}
+
+/// Opens the files of the base model with this name without loading its weights; a run is refused.
+pub(crate) fn open_base_files(model: &str, cache: &CacheFlag) -> anyhow::Result<Checkpoint> {
+    Ok(Checkpoint::open(&base_path(model, cache)?)?)
+}
+
+/// The base model of some adapters: the one given, else the one that the first adapter names.
+pub(crate) fn adapter_base(given: Option<&str>, experts: &[PathBuf]) -> anyhow::Result<String> {
+    let recorded = match (given, experts.first()) {
+        (Some(base), _) => return Ok(base.to_owned()),
+        (None, Some(dir)) => peft::base_name(dir)?,
+        (None, None) => None,
+    };
+    recorded.ok_or_else(|| usage_error("the adapter does not say which base it belongs to: give --base"))
 }
 
 /// The base, the expert directories in the router's order and the router of a run.

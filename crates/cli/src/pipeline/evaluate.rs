@@ -4,7 +4,7 @@ use std::{fs, path::Path, process::ExitCode, sync::Arc};
 
 use anyhow::Context;
 use mixse_eval::{
-    checks::{self, CheckSet, Row, Shard},
+    checks::{self, CheckSet, Shard},
     report::MethodKind,
     sandbox::{self, Launcher, Limits, Policy, Sandbox},
 };
@@ -71,21 +71,11 @@ impl Method {
 }
 
 impl Pipeline {
-    /// What is evaluated, in the order of the table.
-    pub(super) fn methods(&self) -> Vec<Method> {
-        let experts = self.names().into_iter().map(Method::Expert);
-        [Method::Base].into_iter().chain(experts).chain([Method::Random, Method::Mixture]).collect()
-    }
-
-    pub(super) fn check_items<'d>(&self, domain: &'d Domain) -> &'d [Example] {
-        &domain.check[..domain.check.len().min(self.config.evaluation.items)]
-    }
-
     pub(super) fn evaluation_tasks(&self) -> Vec<Task<'_>> {
         let mut tasks = Vec::new();
         let all_experts: Vec<Input> =
             self.names().iter().map(|name| Input::Task(format!("expert/{name}"))).collect();
-        for method in self.methods() {
+        for method in self.outline().methods() {
             let needed = match &method {
                 Method::Base => vec![],
                 Method::Expert(name) => vec![Input::Task(format!("expert/{name}"))],
@@ -94,7 +84,7 @@ impl Pipeline {
             };
             for shard in shards(self.config.evaluation.shards) {
                 let items: Vec<&[Example]> =
-                    self.domains.iter().map(|d| shard.of(self.check_items(d))).collect();
+                    self.domains.iter().map(|d| shard.of(self.outline().check_items(d))).collect();
                 let mut inputs = vec![
                     self.model_input(),
                     value_input("items", &items),
@@ -130,7 +120,7 @@ impl Pipeline {
         for domain in &self.domains {
             let style = |item: &Example| self.check_request(domain, item);
             let set = CheckSet {
-                items: self.check_items(domain),
+                items: self.outline().check_items(domain),
                 style: &style,
                 // The plan drops rows that other inputs have made.
                 settings: "",
@@ -178,24 +168,6 @@ impl Pipeline {
                 Style::Chat => Vec::new(),
             },
         })
-    }
-
-    /// All rows of a method on a domain, in the order of the items.
-    pub(super) fn check_rows(
-        &self,
-        run: &Path,
-        method: &Method,
-        domain: &Domain,
-    ) -> anyhow::Result<Vec<Row>> {
-        let mut rows = Vec::new();
-        for shard in shards(self.config.evaluation.shards) {
-            rows.extend(mixse_eval::rows::read::<Row>(&run.join(files::checks(
-                &method.id(),
-                domain.name(),
-                shard.index,
-            )))?);
-        }
-        Ok(rows)
     }
 }
 

@@ -8,6 +8,7 @@ mod data;
 mod evaluate;
 mod files;
 mod models;
+mod outline;
 mod report;
 mod routing;
 mod run_directory;
@@ -16,7 +17,7 @@ mod train;
 use anyhow::Context;
 use mixse_eval::checks::Shard;
 use mixse_selfmoe::{
-    domain::{self, Domain},
+    domain::Domain,
     plan::{Input, Plan, Task, TaskError, Work},
     recipe::Recipe,
     template::InstructionTemplate,
@@ -26,6 +27,7 @@ use serde::Serialize;
 use crate::{config::Config, machine::peak_memory, progress::Progress, pull::Cache};
 pub(crate) use evaluate::{launcher_main, sandbox_launcher};
 use models::Models;
+pub(crate) use outline::{Outline, open_domains};
 pub(crate) use run_directory::RunDirectory;
 
 /// Everything that tasks work with: the configuration and what it names.
@@ -45,20 +47,7 @@ type TaskResult = Result<(), TaskError>;
 impl Pipeline {
     /// Opens domains and templates and checks that they fit together. Nothing is written.
     pub(crate) fn new(config: Config) -> anyhow::Result<Self> {
-        let mut faults = Vec::new();
-        let mut domains: Vec<Domain> = Vec::new();
-        for name in &config.domains {
-            match domain::find(name) {
-                Ok(domain) if domains.iter().any(|other| other.name() == domain.name()) => {
-                    faults.push(format!("two domains are called {:?}", domain.name()));
-                }
-                Ok(domain) => domains.push(domain),
-                Err(e) => faults.push(e.to_string()),
-            }
-        }
-        if !faults.is_empty() {
-            return Err(crate::output::usage_error(format!("wrong domains:\n  {}", faults.join("\n  "))));
-        }
+        let domains = open_domains(&config)?;
         let recipe = Recipe::built_in(config.recipe_settings())?;
         let template = InstructionTemplate::built_in()?;
         let models = Models::named(&config);
@@ -91,8 +80,13 @@ impl Pipeline {
         Ok(Plan::new(run.path(), tasks)?)
     }
 
+    /// What follows from the configuration and the domains alone.
+    fn outline(&self) -> Outline<'_> {
+        Outline { config: &self.config, domains: &self.domains }
+    }
+
     fn names(&self) -> Vec<String> {
-        self.domains.iter().map(|domain| domain.name().to_owned()).collect()
+        self.outline().names()
     }
 
     /// The base model and how it is run: an input of every task that uses it.

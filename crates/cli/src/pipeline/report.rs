@@ -1,8 +1,8 @@
-//! The report's data, from the files of a run.
+//! The report's data, from the files of a run, finished or not.
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -22,27 +22,63 @@ use mixse_selfmoe::{
 };
 use serde::de::DeserializeOwned;
 
-use super::{PEAK_MEMORY, Pipeline, RunDirectory, evaluate::Method, files};
+use super::{
+    Outline, PEAK_MEMORY, Pipeline, RunDirectory, evaluate::Method, files, routing::RoutingFile,
+};
 use crate::{machine::Machine, output::bytes};
 
 /// Resamples of the paired bootstrap.
 const RESAMPLES: usize = 10_000;
 
+/// A run's page, made from its files as they are now.
+pub(crate) struct Remade {
+    /// The page.
+    pub(crate) html: String,
+    /// What the run does not have yet.
+    pub(crate) missing: Vec<String>,
+}
+
 impl Pipeline {
     pub(super) fn write_report(&self, run: &RunDirectory, work: &Work<'_>) -> anyhow::Result<()> {
-        let data = self.report_data(run)?;
+        // Everything is there: the task depends on all others.
+        let (data, _) = self.outline().report_data(run, machine_here())?;
         fs::write(work.output("report.json")?, serde_json::to_vec(&data)?)?;
         Ok(fs::write(work.output("report.html")?, render(&data)?)?)
     }
+}
 
-    fn report_data(&self, run: &RunDirectory) -> anyhow::Result<ReportData> {
-        let routing = self.read_routing(run.path())?;
-        let tasks = states(run.path())?;
+impl Outline<'_> {
+    /// The page of a run, finished or not. Neither the model nor its tokenizer is needed.
+    pub(crate) fn remake_report(self, run: &RunDirectory) -> anyhow::Result<Remade> {
+        let (mut data, missing) = self.report_data(run, machine_of(run)?)?;
+        if !missing.is_empty() {
+            data.notes.insert(
+                0,
+                format!(
+                    "This run is not finished. Not there when this page was made: {}.",
+                    missing.join("; ")
+                ),
+            );
+        }
+        Ok(Remade { html: render(&data)?, missing })
+    }
+
+    /// The report's data and what is missing in it.
+    fn report_data(self, run: &RunDirectory, machine: Vec<Fact>) -> anyhow::Result<(ReportData, Vec<String>)> {
+        let mut missing = Vec::new();
         let mut notes = Vec::new();
-        let results = self.results(run.path(), &mut notes)?;
-        Ok(ReportData {
+        let funnels = self.funnels(run.path(), &mut missing)?;
+        let curves = self.curves(run.path(), &mut missing)?;
+        let results = self.results(run.path(), &mut notes, &mut missing)?;
+        let routing: Option<RoutingFile> = read_json(&run.path().join(files::routing()))?;
+        if routing.is_none() {
+            missing.push("the routing".into());
+        }
+        let (routing, samples) = routing.map_or((None, Vec::new()), |r| (Some(r.routing), r.samples));
+        let tasks = states(run.path())?;
+        let data = ReportData {
             run: run.path().display().to_string(),
-            base: self.models.name().to_owned(),
+            base: self.config.base.clone(),
             made: humantime::format_rfc3339_seconds(SystemTime::now())
                 .to_string()
                 .replace('T', " ")
@@ -51,24 +87,34 @@ impl Pipeline {
             experts: self.names(),
             comparison: self.comparison(&results),
             methods: results.iter().map(|(method, rows)| method_row(method, rows)).collect(),
-            routing: Some(routing.routing),
-            samples: routing.samples,
-            curves: self.curves(run.path())?,
-            funnels: self.funnels(run.path())?,
+            routing,
+            samples,
+            curves,
+            funnels,
             totals: totals(&tasks),
             tasks: tasks.into_iter().map(task_time).collect(),
-            machine: machine_facts(),
+            machine,
             configuration: run.config_text()?,
             files: result_files(run.path())?,
             notes,
-        })
+        };
+        Ok((data, missing))
     }
 
-    fn results(&self, run: &Path, notes: &mut Vec<String>) -> anyhow::Result<Vec<(Method, DomainRows)>> {
+    fn results(
+        self,
+        run: &Path,
+        notes: &mut Vec<String>,
+        missing: &mut Vec<String>,
+    ) -> anyhow::Result<Vec<(Method, DomainRows)>> {
         let mut results = Vec::new();
         for method in self.methods() {
+            if !self.is_evaluated(run, &method) {
+                missing.push(format!("evaluation of {}", method.title()));
+                continue;
+            }
             let mut rows = DomainRows::new();
-            for domain in &self.domains {
+            for domain in self.domains {
                 let found = self.check_rows(run, &method, domain)?;
                 let skipped = self.check_items(domain).len().saturating_sub(found.len());
                 if skipped > 0 && method == Method::Base {
@@ -85,7 +131,7 @@ impl Pipeline {
     }
 
     /// The mixture against the base, item by item.
-    fn comparison(&self, results: &[(Method, DomainRows)]) -> Option<Comparison> {
+    fn comparison(self, results: &[(Method, DomainRows)]) -> Option<Comparison> {
         let scores = |wanted: &Method| -> Option<Vec<f64>> {
             let rows = &results.iter().find(|(method, _)| method == wanted)?.1;
             Some(rows.values().flatten().map(|row| f64::from(u8::from(row.correct))).collect())
@@ -100,33 +146,43 @@ impl Pipeline {
         Some(Comparison { difference: found.difference, low: interval.low, high: interval.high, p: found.p })
     }
 
-    fn curves(&self, run: &Path) -> anyhow::Result<Vec<Curve>> {
+    fn curves(self, run: &Path, missing: &mut Vec<String>) -> anyhow::Result<Vec<Curve>> {
+        let experts =
+            self.names().into_iter().map(|name| (format!("expert {name}"), files::expert_losses(&name)));
         let mut curves = Vec::new();
-        for name in self.names() {
-            let losses = read_json(&run.join(files::expert_losses(&name)))?;
-            curves.push(Curve { name: format!("expert {name}"), losses });
+        for (name, file) in experts.chain([("router".to_owned(), files::router_losses())]) {
+            match read_json(&run.join(file))? {
+                Some(losses) => curves.push(Curve { name, losses }),
+                None => missing.push(format!("training of {name}")),
+            }
         }
-        curves.push(Curve { name: "router".into(), losses: read_json(&run.join(files::router_losses()))? });
         Ok(curves)
     }
 
-    fn funnels(&self, run: &Path) -> anyhow::Result<Vec<Funnel>> {
-        let funnel = |domain: String| {
-            let found: select::Funnel = read_json(&run.join(files::funnel(&domain)))?;
-            Ok(Funnel {
-                domain,
-                prompts: found.asked as usize,
-                parsed: found.parsed as usize,
-                answered: found.tasks as usize,
-                accepted: found.accepted as usize,
-                rejected: found
-                    .rejected
-                    .iter()
-                    .map(|(reason, &count)| (reason.to_string(), count as usize))
-                    .collect(),
-            })
-        };
-        self.names().into_iter().map(funnel).collect()
+    fn funnels(self, run: &Path, missing: &mut Vec<String>) -> anyhow::Result<Vec<Funnel>> {
+        let mut funnels = Vec::new();
+        for domain in self.names() {
+            match read_json::<select::Funnel>(&run.join(files::funnel(&domain)))? {
+                Some(found) => funnels.push(funnel(domain, &found)),
+                None => missing.push(format!("data of {domain}")),
+            }
+        }
+        Ok(funnels)
+    }
+}
+
+fn funnel(domain: String, found: &select::Funnel) -> Funnel {
+    Funnel {
+        domain,
+        prompts: found.asked as usize,
+        parsed: found.parsed as usize,
+        answered: found.tasks as usize,
+        accepted: found.accepted as usize,
+        rejected: found
+            .rejected
+            .iter()
+            .map(|(reason, &count)| (reason.to_string(), count as usize))
+            .collect(),
     }
 }
 
@@ -150,11 +206,13 @@ fn method_row(method: &Method, rows: &DomainRows) -> MethodRow {
 /// States of all tasks that are done, in the order in which they started.
 fn states(run: &Path) -> anyhow::Result<Vec<State>> {
     let directory = run.join("tasks/state");
-    let mut states: Vec<State> = files_below(&directory)
-        .with_context(|| format!("cannot read {}", directory.display()))?
-        .iter()
-        .map(|file| read_json(&directory.join(file)))
-        .collect::<anyhow::Result<_>>()?;
+    if !directory.exists() {
+        return Ok(Vec::new());
+    }
+    let mut states = Vec::new();
+    for file in files_below(&directory).with_context(|| format!("cannot read {}", directory.display()))? {
+        states.extend(read_json::<State>(&directory.join(file))?);
+    }
     states.sort_by(|a, b| a.started.total_cmp(&b.started));
     Ok(states)
 }
@@ -164,6 +222,9 @@ fn task_time(state: State) -> TaskTime {
 }
 
 fn totals(tasks: &[State]) -> Vec<Fact> {
+    if tasks.is_empty() {
+        return Vec::new();
+    }
     let of = |kinds: &[&str]| -> Vec<&State> {
         tasks.iter().filter(|task| kinds.iter().any(|kind| task.task.starts_with(kind))).collect()
     };
@@ -189,16 +250,29 @@ fn totals(tasks: &[State]) -> Vec<Fact> {
     totals
 }
 
-fn machine_facts() -> Vec<Fact> {
-    let machine = Machine::detect();
+/// This machine, and this program.
+fn machine_here() -> Vec<Fact> {
+    let mut facts = machine_facts(&Machine::detect());
+    facts.extend(Python::find().ok().map(|python| Fact::new("python", python.version)));
+    facts.push(Fact::new("mixse", env!("CARGO_PKG_VERSION")));
+    facts
+}
+
+/// The machine that finished the last task of a run; nothing before the first one.
+fn machine_of(run: &RunDirectory) -> anyhow::Result<Vec<Fact>> {
+    let Some(summary) = run.summary()? else { return Ok(Vec::new()) };
+    let mut facts = machine_facts(&summary.machine);
+    facts.push(Fact::new("mixse", summary.version));
+    Ok(facts)
+}
+
+fn machine_facts(machine: &Machine) -> Vec<Fact> {
     let mut facts = vec![
         Fact::new("processor", format!("{}, {} threads", machine.processor, machine.cores)),
         Fact::new("features", machine.features.join(" ")),
         Fact::new("system", format!("{}, {}", machine.system, machine.architecture)),
     ];
     facts.extend(machine.memory.map(|memory| Fact::new("memory", bytes(memory))));
-    facts.extend(Python::find().ok().map(|python| Fact::new("python", python.version)));
-    facts.push(Fact::new("mixse", env!("CARGO_PKG_VERSION")));
     facts
 }
 
@@ -225,7 +299,13 @@ fn result_files(run: &Path) -> anyhow::Result<Vec<FileLink>> {
     Ok(links)
 }
 
-fn read_json<T: DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
-    let text = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))
+/// A JSON file, if it is there.
+fn read_json<T: DeserializeOwned>(path: &Path) -> anyhow::Result<Option<T>> {
+    match fs::read(path) {
+        Ok(text) => {
+            serde_json::from_slice(&text).map(Some).with_context(|| format!("{} is damaged", path.display()))
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
+    }
 }

@@ -1,8 +1,7 @@
 //! Where the mixture's tokens went: the heatmap and the coloured samples of the report.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{fs, sync::Arc};
 
-use anyhow::Context;
 use mixse_eval::{
     checks::Row,
     report::{Routing, RoutingRow, Sample, Token},
@@ -45,7 +44,7 @@ impl Pipeline {
         let mut watch = Watch::new(work, "routing", "domains", self.domains.len());
         let mut file = RoutingFile { routing: Routing { rows: Vec::new() }, samples: Vec::new() };
         for (index, domain) in self.domains.iter().enumerate() {
-            let rows = self.check_rows(work.run(), &Method::Mixture, domain)?;
+            let rows = self.outline().check_rows(work.run(), &Method::Mixture, domain)?;
             let mut sums = vec![0.0; self.domains.len()];
             let mut tokens = 0;
             for (place, row) in rows.iter().take(ROUTED_ITEMS).enumerate() {
@@ -92,12 +91,6 @@ impl Pipeline {
             Token { text: text.push(tokenizer, id).to_owned(), probabilities: parts }
         });
         Ok(tokens.collect())
-    }
-
-    pub(super) fn read_routing(&self, run: &Path) -> anyhow::Result<RoutingFile> {
-        let path = run.join(files::routing());
-        let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))
     }
 }
 

@@ -10,7 +10,7 @@ use mixse_selfmoe::plan::{
     Plan, State,
     files::{TEMPORARY_PREFIX, write_atomic},
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     config::{Config, compare, read_resolved},
@@ -20,6 +20,8 @@ use crate::{
 
 /// Name of the configuration in it.
 const CONFIG: &str = "mixse.toml";
+/// Name of the summary in it.
+const SUMMARY: &str = "run.json";
 
 #[derive(Debug)]
 pub(crate) struct RunDirectory {
@@ -27,10 +29,10 @@ pub(crate) struct RunDirectory {
 }
 
 /// `run.json`: what was done, by what, where.
-#[derive(Serialize)]
-struct RunFile<'a> {
-    version: &'a str,
-    machine: Machine,
+#[derive(Serialize, Deserialize)]
+pub(super) struct RunFile {
+    pub(super) version: String,
+    pub(super) machine: Machine,
     finished: bool,
     tasks: Vec<State>,
 }
@@ -87,6 +89,26 @@ impl RunDirectory {
         Ok(Self { path: path.to_owned() })
     }
 
+    /// A directory that is a run already, with its configuration.
+    pub(crate) fn existing(path: &Path) -> anyhow::Result<(Self, Config)> {
+        match Self::stored_config(path)? {
+            Some(config) => Ok((Self { path: path.to_owned() }, config)),
+            None => Err(usage_error(format!("{} is no run: it has no {CONFIG}", path.display()))),
+        }
+    }
+
+    /// The summary as it was written last; nothing before the first task is done.
+    pub(super) fn summary(&self) -> anyhow::Result<Option<RunFile>> {
+        let file = self.path.join(SUMMARY);
+        match fs::read(&file) {
+            Ok(text) => serde_json::from_slice(&text)
+                .map(Some)
+                .with_context(|| format!("{} is damaged", file.display())),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e).with_context(|| format!("cannot read {}", file.display())),
+        }
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
@@ -105,8 +127,9 @@ impl RunDirectory {
             tasks.extend(plan.state(task.id()).ok().flatten());
         }
         let finished = tasks.len() == plan.tasks().len();
-        let run = RunFile { version: env!("CARGO_PKG_VERSION"), machine: Machine::detect(), finished, tasks };
-        let file = self.path.join("run.json");
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        let run = RunFile { version, machine: Machine::detect(), finished, tasks };
+        let file = self.path.join(SUMMARY);
         write_atomic(&file, &serde_json::to_vec_pretty(&run)?)
             .with_context(|| format!("cannot write {}", file.display()))
     }

@@ -2,16 +2,18 @@
 //!
 //! An expert changes a module's weight by `ΔW = s · B · A`. Merging is exact on these products: a linear merge is
 //! the concatenation of the factors, the others give a dense matrix that [`truncate`] brings back to a LoRA of a
-//! given rank, telling what was lost. [`merge_factors`] is the variant that works on A and B apart, as PEFT's
+//! given rank, telling what was lost. [`merge_experts`] does that for all modules of an adapter. [`merge_factors`] is the variant that works on A and B apart, as PEFT's
 //! `add_weighted_adapter` does for `linear`, `ties`, `dare_linear` and `dare_ties`; it is there for comparison, since
 //! `(Σ B_i)(Σ A_i)` has cross terms that no expert was trained for.
 
 mod combine;
+mod experts;
 mod svd;
 
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
+pub use experts::{Form, MergedExpert, faults, merge_experts};
 pub use svd::{Truncated, truncate};
 
 use crate::error::{Error, Result};
@@ -164,24 +166,6 @@ pub fn merge_delta(module: &str, experts: &[Factors], weights: &[f64], method: M
     let deltas = experts.iter().map(|e| values(&e.delta()?)).collect::<Result<Vec<_>>>()?;
     let merged = combine(method, deltas, weights, Source { module, part: "delta" });
     Ok(Tensor::from_vec(merged, (out, input), &Device::Cpu)?)
-}
-
-/// The merge as a LoRA: exact for [`Method::Linear`] whatever `rank` says, else the best one of rank `rank` with its
-/// error.
-///
-/// # Errors
-/// The experts do not fit together, or the rank is 0.
-pub fn merge(
-    module: &str,
-    experts: &[Factors],
-    weights: &[f64],
-    method: Method,
-    rank: usize,
-) -> Result<Truncated> {
-    if method == Method::Linear {
-        return Ok(Truncated { factors: concatenate(module, experts, weights)?, relative_error: 0.0 });
-    }
-    truncate(module, &merge_delta(module, experts, weights, method)?, rank)
 }
 
 /// PEFT's variant: the method applied to the A and to the B apart, each weighted by `sqrt(|w · s|)`, the sign on A.

@@ -1,3 +1,7 @@
+use mixse_model::{
+    config::ModelConfig,
+    expert::{Expert, LoraConfig, Module},
+};
 use serde::Deserialize;
 
 use super::*;
@@ -85,10 +89,10 @@ fn agrees_with_peft() {
 #[test]
 fn linear_merging_is_exact_on_the_products() {
     let (fixture, experts) = fixture();
-    let merged = merge("m", &experts, &fixture.weights, Method::Linear, 1).unwrap();
-    assert_eq!((merged.factors.rank(), merged.relative_error), (6, 0.0));
+    let merged = concatenate("m", &experts, &fixture.weights).unwrap();
+    assert_eq!(merged.rank(), 6);
     let sum = merge_delta("m", &experts, &fixture.weights, Method::Linear).unwrap();
-    assert!(distance(&merged.factors.delta().unwrap(), &sum) < 1e-5);
+    assert!(distance(&merged.delta().unwrap(), &sum) < 1e-5);
     // The per-factor variant is another matrix: its cross terms are what exact merging avoids.
     let crossed = merge_factors("m", &experts, &fixture.weights, Method::Linear).unwrap();
     assert!(distance(&crossed.delta().unwrap(), &sum) > 0.1);
@@ -187,4 +191,103 @@ fn bad_input_is_refused() {
     assert!(truncate("m", &random(1, 2, 4), 0).is_err());
     let broken = random(1, 2, 4).affine(f64::INFINITY, 0.0).unwrap();
     assert!(truncate("m", &broken, 1).unwrap_err().to_string().contains("not finite"));
+}
+
+/// A model of one block and two experts of it; the second one has another rank and no adapter on v.
+fn model_and_experts() -> (ModelConfig, Vec<Expert>) {
+    let directory = tempfile::tempdir().unwrap();
+    let config = serde_json::json!({
+        "model_type": "llama", "vocab_size": 8, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 16, "rms_norm_eps": 1e-6,
+    });
+    std::fs::write(directory.path().join("config.json"), config.to_string()).unwrap();
+    let model = ModelConfig::from_directory(directory.path()).unwrap();
+    let expert = |name: &str, rank: usize, targets: &[Module]| {
+        let lora = LoraConfig { rank, alpha: 4.0, targets: targets.to_vec(), rslora: false };
+        let mut expert = Expert::init(name, &lora, &model, rank as u64).unwrap();
+        for f in expert.blocks.iter_mut().flatten().flatten() {
+            f.b.iter_mut().enumerate().for_each(|(i, b)| *b = ((i * 7 + rank) % 5) as f32 / 5.0 - 0.4);
+        }
+        expert
+    };
+    let without_v: Vec<Module> = Module::ALL.into_iter().filter(|&m| m != Module::V).collect();
+    let experts = vec![expert("a", 2, &Module::ALL), expert("b", 3, &without_v)];
+    (model, experts)
+}
+
+/// `ΔW` of one module of an expert, row-major.
+fn delta_of(expert: &Expert, module: Module, model: &ModelConfig) -> Vec<f32> {
+    let (k, n) = module.shape(model);
+    let Some(f) = &expert.blocks[0][module.index()] else { return vec![0.0; n * k] };
+    let a = Tensor::from_slice(&f.a, (f.rank, k), &Device::Cpu).unwrap();
+    let b = Tensor::from_slice(&f.b, (n, f.rank), &Device::Cpu).unwrap();
+    values(&Factors::new("m", &a, &b, f64::from(f.scale)).unwrap().delta().unwrap()).unwrap()
+}
+
+#[test]
+fn whole_experts_are_merged_module_by_module() {
+    let (model, experts) = model_and_experts();
+    let weights = [0.5, -2.0];
+    let ties = Method::Ties { density: 0.5 };
+    let check = |method, form, ranks: [usize; 3], exact: bool| {
+        let merged = merge_experts("m", &experts, &model, &weights, method, form).unwrap();
+        let expert = &merged.expert;
+        for (module, rank) in [Module::Q, Module::V, Module::Down].into_iter().zip(ranks) {
+            assert_eq!(
+                expert.blocks[0][module.index()].as_ref().unwrap().rank,
+                rank,
+                "{method:?} {form:?} {module:?}"
+            );
+        }
+        assert_eq!(merged.relative_error == Some(0.0), exact);
+        expert.check_fits(&model).unwrap();
+        merged
+    };
+    check(Method::Linear, Form::Exact, [5, 2, 5], true);
+    check(ties, Form::Exact, [8, 4, 8], true);
+    let lossy = check(ties, Form::Truncated { rank: 2 }, [2, 2, 2], false).relative_error.unwrap();
+    let better = check(ties, Form::Truncated { rank: 4 }, [4, 4, 4], false).relative_error.unwrap();
+    assert!(0.0 < better && better < lossy && lossy < 1.0, "{better} {lossy}");
+    // What the exact forms stand for, entry by entry.
+    let merged = check(Method::Linear, Form::Exact, [5, 2, 5], true).expert;
+    for module in Module::ALL {
+        let parts: Vec<Vec<f32>> = experts.iter().map(|e| delta_of(e, module, &model)).collect();
+        for (i, value) in delta_of(&merged, module, &model).into_iter().enumerate() {
+            assert!((value - (0.5 * parts[0][i] - 2.0 * parts[1][i])).abs() < 1e-5);
+        }
+    }
+    let merged = check(ties, Form::Exact, [8, 4, 8], true).expert;
+    let parts = [0, 1].map(|i| {
+        let f = experts[i].blocks[0][Module::Up.index()].as_ref().unwrap();
+        let (k, n) = Module::Up.shape(&model);
+        let a = Tensor::from_slice(&f.a, (f.rank, k), &Device::Cpu).unwrap();
+        Factors::new(
+            "m",
+            &a,
+            &Tensor::from_slice(&f.b, (n, f.rank), &Device::Cpu).unwrap(),
+            f64::from(f.scale),
+        )
+        .unwrap()
+    });
+    let expected = values(&merge_delta("m", &parts, &weights, ties).unwrap()).unwrap();
+    assert_eq!(delta_of(&merged, Module::Up, &model), expected);
+}
+
+#[test]
+fn experts_that_cannot_be_merged_are_refused_with_every_reason() {
+    let (model, experts) = model_and_experts();
+    let check = |experts: &[Expert], weights: &[f64], method, form, expected: &[&str]| {
+        let message = merge_experts("m", experts, &model, weights, method, form).unwrap_err().to_string();
+        for part in expected {
+            assert!(message.contains(part), "{part:?} is not in: {message}");
+        }
+    };
+    let ties = Method::Ties { density: 1.5 };
+    let nothing = Form::Truncated { rank: 0 };
+    check(&experts, &[1.0], ties, nothing, &["1 weights for 2 experts", "density: 1.5", "rank: 0"]);
+    check(&experts[..1], &[f64::NAN], Method::Linear, Form::Exact, &["at least two", "NaN"]);
+    check(&experts, &[1.0, 1.0], Method::Linear, Form::PerFactor, &["ranks 2 and 3"]);
+    let mut other = experts.clone();
+    other[1].blocks.push([const { None }; 7]);
+    check(&other, &[1.0, 1.0], Method::Linear, Form::Exact, &["another base"]);
 }

@@ -1,0 +1,62 @@
+//! `mixse report`: a run's page, made again from its files.
+
+use std::{fmt, path::PathBuf};
+
+use anyhow::Context;
+use clap::Args;
+use mixse_selfmoe::plan::files::write_atomic;
+use serde::Serialize;
+
+use crate::{
+    args::JsonFlag,
+    output::print,
+    pipeline::{Outline, RunDirectory, open_domains},
+};
+
+/// Make a run's report page again from its files, also of a run that is not finished.
+///
+/// The base model is not needed. What an unfinished run does not have yet is named on the page and in the output.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  mixse report runs/quick                      write runs/quick/report.html again
+  mixse report runs/mine --out now.html        how far is it? the run itself is not touched
+  mixse report runs/mine --out now.html --json")]
+pub(crate) struct ReportArgs {
+    /// Run directory.
+    #[arg(value_name = "RUN")]
+    run: PathBuf,
+    /// Where the page goes [default: RUN/report.html].
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    json: JsonFlag,
+}
+
+#[derive(Serialize)]
+struct Done {
+    report: PathBuf,
+    finished: bool,
+    /// What the run does not have yet.
+    missing: Vec<String>,
+}
+
+impl fmt::Display for Done {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "report: {}", self.report.display())?;
+        if !self.finished {
+            writeln!(f, "the run is not finished; not there yet:")?;
+        }
+        self.missing.iter().try_for_each(|part| writeln!(f, "  {part}"))
+    }
+}
+
+pub(super) fn run(args: &ReportArgs) -> anyhow::Result<()> {
+    let (run, config) = RunDirectory::existing(&args.run)?;
+    let domains = open_domains(&config)?;
+    let remade = Outline { config: &config, domains: &domains }.remake_report(&run)?;
+    let report = args.out.clone().unwrap_or_else(|| args.run.join("report.html"));
+    write_atomic(&report, remade.html.as_bytes())
+        .with_context(|| format!("cannot write {}", report.display()))?;
+    print(args.json.format(), &Done { report, finished: remade.missing.is_empty(), missing: remade.missing })
+}

@@ -1,0 +1,190 @@
+//! Merging whole experts: every module of every block, and what was lost in all of them together.
+
+use candle_core::{Device, Tensor};
+use mixse_model::{
+    config::ModelConfig,
+    expert::{self, Expert, LoraConfig, Module},
+};
+use serde::{Deserialize, Serialize};
+
+use super::{Factors, Method, concatenate, merge_delta, merge_factors, truncate};
+use crate::error::{Error, Result};
+
+/// What the merged adapter looks like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum Form {
+    /// Nothing is lost: the rank is whatever that needs. The sum of the ranks for [`Method::Linear`], the smaller side of
+    /// the module for the others.
+    Exact,
+    /// The closest LoRA of this rank.
+    Truncated {
+        /// The rank, at least 1.
+        rank: usize,
+    },
+    /// PEFT's: A and B are merged apart, at the experts' common rank.
+    PerFactor,
+}
+
+/// The result of [`merge_experts`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct MergedExpert {
+    /// The adapter; its scaling is 1 everywhere.
+    pub expert: Expert,
+    /// `‖ΔW - B·A‖ / ‖ΔW‖` over all modules (Frobenius), with `ΔW` what the method gives on the products. `None` for
+    /// [`Form::PerFactor`], which approximates nothing.
+    pub relative_error: Option<f64>,
+}
+
+/// What is wrong with these weights and this method for a number of experts; empty if nothing is.
+pub fn faults(experts: usize, weights: &[f64], method: Method, form: Form) -> Vec<String> {
+    let mut faults = Vec::new();
+    if experts < 2 {
+        faults.push(format!("{experts} experts: merging takes at least two"));
+    }
+    if weights.len() != experts {
+        faults.push(format!("{} weights for {experts} experts: give one an expert", weights.len()));
+    }
+    if let Some(weight) = weights.iter().find(|w| !w.is_finite()) {
+        faults.push(format!("the weight {weight} is not a number to multiply with"));
+    }
+    if let Err(e) = method.validate() {
+        faults.push(e.to_string());
+    }
+    if form == (Form::Truncated { rank: 0 }) {
+        faults.push("rank: 0 is no rank; give at least 1".into());
+    }
+    faults
+}
+
+/// Merges experts of one base into an adapter called `name`. An expert without an adapter in some module changes nothing
+/// there, as if its product were zero.
+///
+/// # Errors
+/// [`faults`], experts of another base, and for [`Form::PerFactor`] experts of different ranks or modules.
+pub fn merge_experts(
+    name: &str,
+    experts: &[Expert],
+    model: &ModelConfig,
+    weights: &[f64],
+    method: Method,
+    form: Form,
+) -> Result<MergedExpert> {
+    let faults = faults(experts.len(), weights, method, form);
+    if !faults.is_empty() {
+        return Err(Error::setting("merging", faults.join("; ")));
+    }
+    for expert in experts {
+        expert.check_fits(model)?;
+    }
+    let mut lost = Lost::default();
+    let mut blocks = Vec::with_capacity(model.blocks.len());
+    for block in 0..model.blocks.len() {
+        let mut modules = [const { None }; 7];
+        for module in Module::ALL {
+            let path = format!("block {block} {}", module.path());
+            let present = present(experts, model, block, module, &path)?;
+            if form == Form::PerFactor && !present.is_empty() && present.len() < experts.len() {
+                return Err(super::mismatch(
+                    &path,
+                    "not every expert adapts it; merge the products instead".into(),
+                ));
+            }
+            let (factors, weights): (Vec<Factors>, Vec<f64>) =
+                present.into_iter().map(|(i, factors)| (factors, weights[i])).unzip();
+            if !factors.is_empty() {
+                let merged = merge_module(&path, &factors, &weights, method, form, &mut lost)?;
+                modules[module.index()] = Some(plain(&merged)?);
+            }
+        }
+        blocks.push(modules);
+    }
+    let expert = assemble(name, blocks);
+    let relative_error = (form != Form::PerFactor).then(|| lost.relative());
+    Ok(MergedExpert { expert, relative_error })
+}
+
+/// The factors of a module with the index of the expert that has them.
+fn present(
+    experts: &[Expert],
+    model: &ModelConfig,
+    block: usize,
+    module: Module,
+    path: &str,
+) -> Result<Vec<(usize, Factors)>> {
+    let (k, n) = module.shape(model);
+    let mut found = Vec::new();
+    for (index, expert) in experts.iter().enumerate() {
+        let Some(f) = &expert.blocks[block][module.index()] else { continue };
+        let a = Tensor::from_slice(&f.a, (f.rank, k), &Device::Cpu)?;
+        let b = Tensor::from_slice(&f.b, (n, f.rank), &Device::Cpu)?;
+        found.push((index, Factors::new(path, &a, &b, f64::from(f.scale))?));
+    }
+    Ok(found)
+}
+
+/// Squared Frobenius norms, summed over the modules.
+#[derive(Default)]
+struct Lost {
+    lost: f64,
+    all: f64,
+}
+
+impl Lost {
+    fn relative(&self) -> f64 {
+        if self.all > 0.0 { (self.lost / self.all).sqrt() } else { 0.0 }
+    }
+}
+
+fn merge_module(
+    path: &str,
+    factors: &[Factors],
+    weights: &[f64],
+    method: Method,
+    form: Form,
+    lost: &mut Lost,
+) -> Result<Factors> {
+    match form {
+        Form::PerFactor => merge_factors(path, factors, weights, method),
+        Form::Exact if method == Method::Linear => concatenate(path, factors, weights),
+        Form::Exact => dense(path, &merge_delta(path, factors, weights, method)?),
+        Form::Truncated { rank } => {
+            let delta = merge_delta(path, factors, weights, method)?;
+            let truncated = truncate(path, &delta, rank)?;
+            let all = f64::from(delta.sqr()?.sum_all()?.to_scalar::<f32>()?);
+            lost.all += all;
+            lost.lost += truncated.relative_error.powi(2) * all;
+            Ok(truncated.factors)
+        }
+    }
+}
+
+/// A dense matrix `[out, in]` as a LoRA: itself times the identity on the smaller side.
+fn dense(path: &str, delta: &Tensor) -> Result<Factors> {
+    let (out, input) = delta.dims2()?;
+    let identity = Tensor::eye(out.min(input), delta.dtype(), delta.device())?;
+    if input <= out {
+        Factors::new(path, &identity, delta, 1.0)
+    } else {
+        Factors::new(path, delta, &identity, 1.0)
+    }
+}
+
+fn plain(factors: &Factors) -> Result<expert::Factors> {
+    Ok(expert::Factors {
+        rank: factors.rank(),
+        scale: factors.scaling() as f32,
+        a: factors.a().flatten_all()?.to_vec1()?,
+        b: factors.b().flatten_all()?.to_vec1()?,
+    })
+}
+
+/// The expert with the rank that most of its modules have; alpha equals it, so that the scaling is 1.
+fn assemble(name: &str, blocks: Vec<[Option<expert::Factors>; 7]>) -> Expert {
+    let ranks: Vec<usize> = blocks.iter().flatten().flatten().map(|f| f.rank).collect();
+    let count = |rank: usize| ranks.iter().filter(|&&r| r == rank).count();
+    let rank = ranks.iter().copied().max_by_key(|&rank| (count(rank), rank)).unwrap_or(1);
+    let targets = Module::ALL.into_iter().filter(|m| blocks.iter().any(|b| b[m.index()].is_some())).collect();
+    let config = LoraConfig { rank, alpha: rank as f64, targets, rslora: false };
+    Expert { name: name.to_owned(), config, blocks }
+}
