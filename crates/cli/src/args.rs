@@ -32,6 +32,8 @@ pub(crate) enum Command {
     Doctor(DoctorArgs),
     Bench(crate::commands::BenchArgs),
     Eval(crate::commands::EvalArgs),
+    Export(crate::commands::ExportArgs),
+    Generate(crate::commands::GenerateArgs),
     Inspect(crate::commands::InspectArgs),
     Merge(crate::commands::MergeArgs),
     Report(crate::commands::ReportArgs),

@@ -16,6 +16,7 @@ const MAX_STEPS: u64 = 10_000_000;
 #[derive(Debug)]
 pub(crate) struct ChatTemplate {
     environment: Environment<'static>,
+    source: String,
     bos_token: Option<String>,
     eos_token: Option<String>,
 }
@@ -42,7 +43,22 @@ impl ChatTemplate {
         environment
             .add_template_owned("chat", source.to_owned())
             .map_err(|e| format!("the chat template is not valid: {e:#}"))?;
-        Ok(Self { environment, bos_token, eos_token })
+        Ok(Self { environment, source: source.to_owned(), bos_token, eos_token })
+    }
+
+    /// The template's text.
+    pub(crate) fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// What the template may write as the beginning of a text.
+    pub(crate) fn bos_token(&self) -> Option<&str> {
+        self.bos_token.as_deref()
+    }
+
+    /// What the template may write as the end of a turn.
+    pub(crate) fn eos_token(&self) -> Option<&str> {
+        self.eos_token.as_deref()
     }
 
     /// The conversation as text.

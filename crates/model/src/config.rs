@@ -4,6 +4,7 @@
 
 mod gguf;
 mod hf;
+mod hf_write;
 
 use std::path::Path;
 
@@ -93,6 +94,36 @@ pub struct Rope {
     pub scaling: RopeScaling,
 }
 
+impl Rope {
+    /// `base^(-2i / head_dim)` for i in 0..head_dim/2, stretched; `factors` are [`ModelConfig::rope_factors`].
+    pub(crate) fn inverse_frequencies(&self, head_dim: usize, factors: &[f32]) -> Vec<f32> {
+        (0..head_dim / 2)
+            .map(|i| {
+                // The reference computes these in f32; so do we, to agree at long positions.
+                let frequency = 1.0 / (self.base as f32).powf((2 * i) as f32 / head_dim as f32);
+                match self.scaling {
+                    RopeScaling::None => frequency,
+                    RopeScaling::Linear { factor } => frequency / factor as f32,
+                    RopeScaling::Factors { .. } => frequency / factors.get(i).copied().unwrap_or(1.0),
+                    RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
+                        let context = original_context as f32;
+                        let wavelength = 2.0 * std::f32::consts::PI / frequency;
+                        let (low, high) = (low_freq_factor as f32, high_freq_factor as f32);
+                        if wavelength > context / low {
+                            frequency / factor as f32
+                        } else if wavelength < context / high {
+                            frequency
+                        } else {
+                            let smooth = (context / wavelength - low) / (high - low);
+                            (1.0 - smooth) * frequency / factor as f32 + smooth * frequency
+                        }
+                    }
+                }
+            })
+            .collect()
+    }
+}
+
 /// What differs from block to block.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct BlockConfig {
@@ -159,6 +190,15 @@ impl ModelConfig {
     /// decoder does not have.
     pub fn from_directory(directory: &Path) -> Result<Self> {
         hf::read(&directory.join("config.json"))
+    }
+
+    /// The configuration as the content of a `config.json`.
+    ///
+    /// # Errors
+    /// What Hugging Face's class of the architecture has no key for.
+    pub fn to_hugging_face(&self) -> Result<serde_json::Map<String, serde_json::Value>> {
+        hf_write::write(self)
+            .map_err(|what| Error::Unsupported(format!("config.json cannot say what this model is: {what}")))
     }
 
     pub(crate) fn from_gguf(file: &crate::weights::Gguf) -> Result<Self> {

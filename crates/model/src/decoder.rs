@@ -581,6 +581,15 @@ impl<'a> Session<'a> {
     /// Appends tokens to sequences (each at most once in a call) and returns the last block's output of every new token
     /// `[rows, d]`, in the order given. Feed it to [`Decoder::logits`].
     pub fn step(&mut self, work: &[(SequenceId, &[u32])]) -> Result<Tensor> {
+        Ok(self.pass(work, false)?.0)
+    }
+
+    /// As [`Session::step`], with each block's gates `[rows, experts]`; there are none where experts count fully.
+    pub fn step_with_gates(&mut self, work: &[(SequenceId, &[u32])]) -> Result<(Tensor, Vec<Vec<f32>>)> {
+        self.pass(work, true)
+    }
+
+    fn pass(&mut self, work: &[(SequenceId, &[u32])], trace: bool) -> Result<(Tensor, Vec<Vec<f32>>)> {
         let ids: Vec<u32> = work.iter().flat_map(|(_, ids)| ids.iter().copied()).collect();
         self.decoder.check_ids(&ids)?;
         let mut ragged =
@@ -607,8 +616,6 @@ impl<'a> Session<'a> {
             }
         };
         let cached = CachedPass { cache: &mut self.cache, sequences: &sequences };
-        let (x, _) =
-            self.decoder.run(&ids, &ragged, self.mixture, Some(cached), base_last.as_ref(), false)?;
-        Ok(x)
+        self.decoder.run(&ids, &ragged, self.mixture, Some(cached), base_last.as_ref(), trace)
     }
 }

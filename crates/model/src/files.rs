@@ -2,13 +2,14 @@
 
 use std::{
     fs,
-    io::Write,
+    io::{BufWriter, Write},
     path::{Path, PathBuf},
 };
 
 use candle_core::{DType, Device, Tensor};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::json;
 
 use crate::{Error, Result};
 
@@ -17,20 +18,24 @@ const MAX_BYTES: u64 = 16 << 30;
 
 /// Writes `bytes` under a temporary name in the same directory, syncs and renames.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_parts(path, |file| file.write_all(bytes).map_err(|e| Error::io(path, e)))
+}
+
+/// As [`write_atomically`], with a body that writes piece by piece.
+fn write_parts(path: &Path, body: impl FnOnce(&mut BufWriter<fs::File>) -> Result<()>) -> Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(format!(".{}.tmp", std::process::id()));
     let temporary = path.with_file_name(name);
-    let write = || -> std::io::Result<()> {
-        let mut file = fs::File::create(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
+    let fail = |e| Error::io(path, e);
+    let write = || {
+        let mut file = BufWriter::new(fs::File::create(&temporary).map_err(fail)?);
+        body(&mut file)?;
+        let file = file.into_inner().map_err(|e| fail(e.into_error()))?;
+        file.sync_all().map_err(fail)?;
+        fs::rename(&temporary, path).map_err(fail)
     };
-    write().map_err(|e| {
-        // The temporary file is of no use to anybody; failing to remove it changes nothing.
-        let _ = fs::remove_file(&temporary);
-        Error::io(path, e)
-    })
+    // The temporary file is of no use to anybody; failing to remove it changes nothing.
+    write().inspect_err(|_| drop(fs::remove_file(&temporary)))
 }
 
 /// Writes a value as indented JSON with a final newline, atomically.
@@ -93,6 +98,67 @@ pub fn write_tensors(path: &Path, tensors: &[NamedTensor<'_>]) -> Result<()> {
         .map(|(t, b)| Ok((t.name.as_str(), TensorView::new(Dtype::F32, t.shape.clone(), b).map_err(fault)?)))
         .collect::<Result<Vec<_>>>()?;
     write_atomically(path, &safetensors::serialize(views, None).map_err(fault)?)
+}
+
+/// How numbers are stored in a model file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Number {
+    /// 32 bits.
+    F32,
+    /// The upper 16 bits of them, rounded.
+    Bf16,
+}
+
+/// Writes a model's tensors (name and shape) as a safetensors file, atomically. `read` gives the values of each, row-major,
+/// in the order of the list, so that only one has to be in memory.
+///
+/// # Errors
+/// What `read` says; a tensor with another number of values than its shape has.
+pub fn write_model(
+    path: &Path,
+    tensors: &[(String, Vec<usize>)],
+    number: Number,
+    read: &mut dyn FnMut(&str) -> Result<Vec<f32>>,
+) -> Result<()> {
+    let (kind, width) = match number {
+        Number::F32 => ("F32", 4),
+        Number::Bf16 => ("BF16", 2),
+    };
+    let mut header = serde_json::Map::new();
+    // Hugging Face's readers ask for it.
+    header.insert("__metadata__".into(), json!({ "format": "pt" }));
+    let mut start = 0;
+    for (name, shape) in tensors {
+        let end = start + shape.iter().product::<usize>() * width;
+        header.insert(name.clone(), json!({ "dtype": kind, "shape": shape, "data_offsets": [start, end] }));
+        start = end;
+    }
+    // The data begin at a multiple of eight bytes.
+    let mut header = serde_json::Value::Object(header).to_string();
+    header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
+    let fail = |e| Error::io(path, e);
+    write_parts(path, |file| {
+        file.write_all(&(header.len() as u64).to_le_bytes()).map_err(fail)?;
+        file.write_all(header.as_bytes()).map_err(fail)?;
+        for (name, shape) in tensors {
+            let values = read(name)?;
+            if values.len() != shape.iter().product::<usize>() {
+                return Err(Error::invalid(
+                    path,
+                    format!("{name} has {} values for {shape:?}", values.len()),
+                ));
+            }
+            for value in values {
+                match number {
+                    Number::F32 => file.write_all(&value.to_le_bytes()),
+                    Number::Bf16 => file.write_all(&half::bf16::from_f32(value).to_le_bytes()),
+                }
+                .map_err(fail)?;
+            }
+        }
+        Ok(())
+    })
 }
 
 /// Reads every tensor of a safetensors file as f32 (from f32, f16 or bf16), with its shape.

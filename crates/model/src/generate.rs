@@ -3,8 +3,10 @@
 //! A row's result depends on nothing but its request: every kernel computes a row the same way whatever stands beside it,
 //! and random numbers come from (stream, position). So batch size, order, threads and restarts change nothing.
 
+mod batch;
+
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     ops::ControlFlow,
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -12,14 +14,15 @@ use std::{
 use mixse_kernels::{
     loss::{argmax, log_softmax_at},
     pool,
-    sample::{self, sample},
 };
+
+pub use batch::{Batch, Event};
 
 use crate::{
     Error, Result,
     cache::SequenceId,
     decoder::{Decoder, Session},
-    language::{Completion, Finish, LanguageModel, Request, Sampling, Score, ScoreRequest},
+    language::{Completion, LanguageModel, Request, Score, ScoreRequest},
     mixture::Mixture,
     tokenizer::Tokenizer,
 };
@@ -58,6 +61,7 @@ impl<'a> Runner<'a> {
         Self { decoder, tokenizer, mixture, limits: BatchLimits::default() }
     }
 
+    /// Refuses a prompt of no tokens or of more than the context; `index` names the request.
     fn check_length(&self, index: usize, prompt: usize) -> Result<()> {
         let context = self.context_length();
         if prompt == 0 {
@@ -115,17 +119,6 @@ fn split<'r>(prefix: &'r [u32], prompt: &'r [u32]) -> (&'r [u32], &'r [u32]) {
     if prompt.is_empty() { prefix.split_at(prefix.len() - 1) } else { (prefix, prompt) }
 }
 
-/// A request in the batch.
-struct Row {
-    index: usize,
-    sequence: SequenceId,
-    /// Tokens that the model has not seen yet.
-    pending: VecDeque<u32>,
-    generated: Vec<u32>,
-    /// Most tokens that may be generated.
-    limit: usize,
-}
-
 impl LanguageModel for Runner<'_> {
     fn tokenizer(&self) -> &Tokenizer {
         self.tokenizer
@@ -143,53 +136,31 @@ impl LanguageModel for Runner<'_> {
         for (index, request) in requests.iter().enumerate() {
             self.check_length(index, request.prefix.len() + request.prompt.len())?;
         }
-        let mut session = Session::new(self.decoder, self.mixture);
+        let mut batch: Batch<'_, &Request> = Batch::new(*self);
         let key = |r: &Request| {
             let (prefix, _) = split(&r.prefix, &r.prompt);
             (prefix.as_ptr(), prefix.len())
         };
-        let mut prefixes = Prefixes::new(requests.iter().map(key), &mut session);
+        let mut prefixes = Prefixes::new(requests.iter().map(key), &mut batch.session);
         let mut waiting = requests.iter().enumerate();
-        let mut rows: Vec<Row> = Vec::new();
         loop {
-            while rows.len() < self.limits.rows.max(1)
+            while batch.len() < self.limits.rows.max(1)
                 && let Some((index, request)) = waiting.next()
             {
                 let (prefix, prompt) = split(&request.prefix, &request.prompt);
-                let sequence = prefixes.fork(prefix, &mut session, self.limits)?;
-                let room = self.context_length() - (prefix.len() + prompt.len());
-                rows.push(Row {
-                    index,
-                    sequence,
-                    pending: prompt.iter().copied().collect(),
-                    generated: Vec::new(),
-                    limit: request.max_new_tokens.min(room),
-                });
+                let sequence = prefixes.fork(prefix, &mut batch.session, self.limits)?;
+                batch.join(index, request, sequence, prompt);
             }
-            if rows.is_empty() {
+            if batch.is_empty() {
                 return Ok(());
             }
-            let next = self.advance(&mut session, &mut rows, requests)?;
-            let mut kept = Vec::with_capacity(rows.len());
-            for (mut row, token) in rows.into_iter().zip(next) {
-                let request = &requests[row.index];
-                let finished = match token {
-                    None if row.limit == 0 && row.pending.is_empty() => Some(Finish::Length),
-                    None => None,
-                    Some(token) => self.take(&mut row, token, request)?,
-                };
-                match finished {
-                    None => kept.push(row),
-                    Some(finish) => {
-                        session.release(row.sequence);
-                        let completion = self.completion(row.generated, finish, request)?;
-                        if done(row.index, completion).is_break() {
-                            return Ok(());
-                        }
-                    }
+            for event in batch.step()? {
+                if let Event::Done { row, completion } = event
+                    && done(row, completion).is_break()
+                {
+                    return Ok(());
                 }
             }
-            rows = kept;
         }
     }
 
@@ -266,88 +237,6 @@ struct ScoreRow {
 const SCORE_ROWS: usize = 64;
 
 impl Runner<'_> {
-    /// One forward pass over what the rows have pending, within the token limit. Returns a next token for each row whose
-    /// prompt is complete.
-    fn advance(
-        &self,
-        session: &mut Session<'_>,
-        rows: &mut [Row],
-        requests: &[Request],
-    ) -> Result<Vec<Option<u32>>> {
-        let mut budget = self.limits.tokens.max(1);
-        let mut work: Vec<(SequenceId, Vec<u32>)> = Vec::with_capacity(rows.len());
-        let mut predicting = Vec::new();
-        let mut last_rows = Vec::new();
-        let mut total = 0;
-        for (at, row) in rows.iter_mut().enumerate() {
-            let count = row.pending.len().min(budget);
-            if count == 0 {
-                continue;
-            }
-            budget -= count;
-            total += count;
-            work.push((row.sequence, row.pending.drain(..count).collect()));
-            if row.pending.is_empty() && row.limit > 0 {
-                predicting.push(at);
-                last_rows.push(total - 1);
-            }
-        }
-        let steps: Vec<(SequenceId, &[u32])> = work.iter().map(|(id, ids)| (*id, &ids[..])).collect();
-        let hidden = session.step(&steps)?;
-        let logits = self.decoder.logits(&hidden, &last_rows)?;
-        let vocabulary = self.decoder.config.vocab_size;
-        let chosen: Vec<AtomicU32> = predicting.iter().map(|_| AtomicU32::new(0)).collect();
-        let rows = &*rows;
-        pool::parallel_for(predicting.len(), |i| {
-            let row = &rows[predicting[i]];
-            let logits = &logits[i * vocabulary..(i + 1) * vocabulary];
-            let token = match requests[row.index].sampling {
-                Sampling::Greedy => argmax(logits),
-                Sampling::TopP { temperature, top_p, stream } => {
-                    let u = crate::random::uniform(stream, SAMPLING, row.generated.len() as u64);
-                    sample(logits, sample::Sampling { temperature, top_p }, u)
-                }
-            };
-            chosen[i].store(token, Ordering::Relaxed);
-        });
-        let mut next = vec![None; rows.len()];
-        for (&at, token) in predicting.iter().zip(chosen) {
-            next[at] = Some(token.into_inner());
-        }
-        Ok(next)
-    }
-
-    /// Adds a token to a row; says why the row is finished, if it is.
-    fn take(&self, row: &mut Row, token: u32, request: &Request) -> Result<Option<Finish>> {
-        if self.tokenizer.eos().contains(&token) {
-            return Ok(Some(Finish::Eos));
-        }
-        row.generated.push(token);
-        row.pending.push_back(token);
-        if let Some(stop) = self.stop_in(&row.generated, request)? {
-            return Ok(Some(Finish::Stop(stop)));
-        }
-        Ok((row.generated.len() >= row.limit).then_some(Finish::Length))
-    }
-
-    /// The stop string that appears first in the text of `ids`. The last tokens alone are looked at first; only they can
-    /// have completed one.
-    fn stop_in(&self, ids: &[u32], request: &Request) -> Result<Option<usize>> {
-        let Some(longest) = request.stop.iter().map(String::len).max() else { return Ok(None) };
-        // A token has at least one byte, except for special tokens, which have no text: leave room for some.
-        let tail = ids.len().saturating_sub(longest + 16);
-        let text = self.tokenizer.decode(&ids[tail..])?;
-        Ok(earliest_stop(&text, &request.stop).map(|(stop, _)| stop))
-    }
-
-    fn completion(&self, ids: Vec<u32>, finish: Finish, request: &Request) -> Result<Completion> {
-        let mut text = self.tokenizer.decode(&ids)?;
-        if let Some((_, at)) = earliest_stop(&text, &request.stop) {
-            text.truncate(at);
-        }
-        Ok(Completion { ids, text, finish })
-    }
-
     fn score_batch(
         &self,
         session: &mut Session<'_>,
@@ -398,17 +287,4 @@ impl Runner<'_> {
         }
         Ok(ControlFlow::Continue(()))
     }
-}
-
-/// Keeps the random numbers of sampling apart from others with the same stream.
-const SAMPLING: u64 = 0x5a4d_504c;
-
-/// Index and place of the stop string that appears first in `text`.
-fn earliest_stop(text: &str, stops: &[String]) -> Option<(usize, usize)> {
-    stops
-        .iter()
-        .enumerate()
-        .filter(|(_, stop)| !stop.is_empty())
-        .filter_map(|(index, stop)| text.find(stop.as_str()).map(|at| (index, at)))
-        .min_by_key(|&(index, at)| (at, index))
 }

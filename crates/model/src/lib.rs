@@ -11,6 +11,7 @@ pub mod decoder;
 pub mod error;
 pub mod expert;
 pub mod expert_set;
+pub mod export;
 pub mod files;
 pub mod generate;
 pub mod language;

@@ -13,6 +13,7 @@ use crate::{
     Error, Result,
     config::ModelConfig,
     files::{self, NamedTensor, StoredTensor},
+    peft,
     router::{GateConfig, GateScale, Granularity, Router, RouterConfig, RouterInput},
 };
 
@@ -20,6 +21,8 @@ const CONFIG: &str = "router.json";
 const TENSORS: &str = "router.safetensors";
 const XLORA_CONFIG: &str = "xlora_config.json";
 const XLORA_TENSORS: &str = "xlora_classifier.safetensors";
+/// How to load what [`write_peft_xlora`] writes; in the same directory.
+pub const XLORA_README: &str = "README.md";
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -37,6 +40,8 @@ struct XloraFile {
     peft_type: String,
     #[serde(default)]
     task_type: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    base_model_name_or_path: Option<String>,
     #[serde(default)]
     hidden_size: usize,
     /// Expert names; X-LoRA maps each to its directory.
@@ -55,6 +60,29 @@ struct XloraFile {
     top_k_lora: Option<usize>,
     #[serde(default = "one")]
     global_scaling_weight: f32,
+}
+
+impl XloraFile {
+    fn new(
+        router: &Router,
+        hidden_size: usize,
+        adapters: serde_json::Map<String, serde_json::Value>,
+    ) -> Self {
+        Self {
+            peft_type: "XLORA".into(),
+            task_type: "CAUSAL_LM".into(),
+            base_model_name_or_path: None,
+            hidden_size,
+            adapters,
+            enable_softmax: true,
+            enable_softmax_topk: false,
+            layerwise_scalings: false,
+            xlora_depth: 1,
+            softmax_temperature: router.config.gate.temperature,
+            top_k_lora: Some(router.config.gate.top_k),
+            global_scaling_weight: 1.0,
+        }
+    }
 }
 
 fn yes() -> bool {
@@ -94,28 +122,11 @@ pub fn write(router: &Router, base_hash: &str, dir: &Path) -> Result<()> {
         base_hash: base_hash.to_owned(),
         router: router.config.clone(),
     };
-    if let (Some(bias), Some((weight, &(rows, d)))) = (&bias, weights.first().zip(shapes.first()))
-        && expressible_as_xlora(&router.config)
-    {
-        let config = XloraFile {
-            peft_type: "XLORA".into(),
-            task_type: "CAUSAL_LM".into(),
-            hidden_size: d,
-            adapters: router.experts.iter().map(|e| (e.clone(), format!("../experts/{e}").into())).collect(),
-            enable_softmax: true,
-            enable_softmax_topk: false,
-            layerwise_scalings: false,
-            xlora_depth: 1,
-            softmax_temperature: router.config.gate.temperature,
-            top_k_lora: Some(router.config.gate.top_k),
-            global_scaling_weight: 1.0,
-        };
-        files::write_json(&dir.join(XLORA_CONFIG), &config)?;
-        let last = [
-            NamedTensor { name: "last.weight".into(), shape: vec![rows, d], values: weight },
-            NamedTensor { name: "last.bias".into(), shape: vec![rows], values: bias },
-        ];
-        files::write_tensors(&dir.join(XLORA_TENSORS), &last)?;
+    if xlora_obstacle(&router.config).is_none() {
+        let classifier = Classifier::of(router)?;
+        let adapters = router.experts.iter().map(|e| (e.clone(), format!("../experts/{e}").into())).collect();
+        files::write_json(&dir.join(XLORA_CONFIG), &XloraFile::new(router, classifier.hidden, adapters))?;
+        classifier.write(&dir.join(XLORA_TENSORS), "last")?;
     }
     files::write_json(&dir.join(CONFIG), &file)?;
     files::write_tensors(&dir.join(TENSORS), &tensors)
@@ -126,11 +137,81 @@ pub fn experts(dir: &Path) -> Result<Vec<String>> {
     Ok(files::read_json::<RouterFile>(&dir.join(CONFIG))?.experts)
 }
 
-fn expressible_as_xlora(config: &RouterConfig) -> bool {
-    config.input == RouterInput::BaseLast
-        && config.granularity == Granularity::Token
-        && config.gate.scale == GateScale::Probability
-        && !config.gate.null_expert
+/// Writes a router to `dir`, which is created, as PEFT's `PeftModel.from_pretrained` reads an X-LoRA model. The experts are
+/// expected beside it, numbered as the router counts them: PEFT takes no other names. PEFT itself saves the configuration
+/// without the classifier's weights, but reads them under the names given here.
+///
+/// # Errors
+/// The router is of a kind that X-LoRA does not have.
+pub fn write_peft_xlora(router: &Router, base: &str, dir: &Path) -> Result<()> {
+    if let Some(obstacle) = xlora_obstacle(&router.config) {
+        return Err(Error::Unsupported(obstacle));
+    }
+    files::create_dir(dir)?;
+    let classifier = Classifier::of(router)?;
+    // PEFT takes the paths as they are, from wherever it runs.
+    let place = std::fs::canonicalize(dir).map_err(|e| Error::io(dir, e))?;
+    let number = |i: usize| (i.to_string(), place.join(i.to_string()).display().to_string().into());
+    let mut config =
+        XloraFile::new(router, classifier.hidden, (0..router.experts.len()).map(number).collect());
+    config.base_model_name_or_path = Some(base.to_owned());
+    files::write_json(&dir.join(peft::CONFIG), &config)?;
+    classifier.write(&dir.join(peft::TENSORS), "base_model.internal_xlora_classifier.layers.0")?;
+    let names: Vec<String> =
+        router.experts.iter().enumerate().map(|(i, name)| format!("{i} is {name}")).collect();
+    let text = include_str!("router_files/xlora_readme.md").replace("{experts}", &names.join(", "));
+    files::write_atomically(&dir.join(XLORA_README), text.as_bytes())
+}
+
+/// Why X-LoRA cannot express a router; `None` if it can.
+fn xlora_obstacle(config: &RouterConfig) -> Option<String> {
+    let obstacles = [
+        (
+            config.input != RouterInput::BaseLast,
+            "router.input is not \"base_last\": X-LoRA reads the base's last hidden state",
+        ),
+        (
+            config.granularity != Granularity::Token,
+            "router.granularity is not \"token\": X-LoRA decides for each token",
+        ),
+        (
+            config.gate.scale != GateScale::Probability,
+            "router.scale is not \"probability\": X-LoRA scales by that",
+        ),
+        (config.gate.null_expert, "router.null_expert is true: X-LoRA has no such choice"),
+    ];
+    let found: Vec<&str> = obstacles.into_iter().filter(|(is, _)| *is).map(|(_, what)| what).collect();
+    (!found.is_empty()).then(|| found.join("; "))
+}
+
+/// A linear classifier with its bias: what X-LoRA's router is.
+struct Classifier {
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+    hidden: usize,
+}
+
+impl Classifier {
+    fn of(router: &Router) -> Result<Self> {
+        let (Some(weight), Some(bias)) = (router.weights.first(), &router.bias) else {
+            return Err(Error::Unsupported("the router has no linear map with a bias".into()));
+        };
+        let hidden = weight.dims2()?.1;
+        Ok(Self { weight: weight.flatten_all()?.to_vec1()?, bias: bias.to_vec1()?, hidden })
+    }
+
+    fn write(&self, path: &Path, prefix: &str) -> Result<()> {
+        let choices = self.bias.len();
+        let tensors = [
+            NamedTensor {
+                name: format!("{prefix}.weight"),
+                shape: vec![choices, self.hidden],
+                values: &self.weight,
+            },
+            NamedTensor { name: format!("{prefix}.bias"), shape: vec![choices], values: &self.bias },
+        ];
+        files::write_tensors(path, &tensors)
+    }
 }
 
 /// Reads a router of either layout for a base and the experts with the given names, in that order.

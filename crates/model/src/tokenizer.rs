@@ -5,6 +5,7 @@ mod files;
 mod gguf;
 mod sentencepiece;
 mod stream;
+mod write;
 
 use std::collections::HashMap;
 

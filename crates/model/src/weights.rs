@@ -110,6 +110,14 @@ impl Checkpoint {
         Ok(self.hash.get_or_init(|| hash).clone())
     }
 
+    /// The Hugging Face directory that this is; `None` for a GGUF file.
+    pub fn directory(&self) -> Option<&Path> {
+        match &self.source {
+            Source::Gguf(_) => None,
+            Source::Directory { path, .. } => Some(path),
+        }
+    }
+
     fn path(&self) -> &Path {
         match &self.source {
             Source::Gguf(gguf) => gguf.path(),

@@ -3,6 +3,8 @@
 mod bench;
 mod doctor;
 mod eval;
+mod export;
+mod generate;
 mod inspect;
 mod merge;
 mod opened;
@@ -13,6 +15,8 @@ mod train;
 
 pub(crate) use bench::BenchArgs;
 pub(crate) use eval::EvalArgs;
+pub(crate) use export::ExportArgs;
+pub(crate) use generate::GenerateArgs;
 pub(crate) use inspect::InspectArgs;
 pub(crate) use merge::MergeArgs;
 pub(crate) use report::ReportArgs;
@@ -27,6 +31,8 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Doctor(args) => doctor::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Export(args) => export::run(&args),
+        Command::Generate(args) => generate::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Merge(args) => merge::run(&args),
         Command::Report(args) => report::run(&args),

@@ -18,6 +18,7 @@ use crate::{
     args::CacheFlag,
     config::{Threads, parse_name},
     output::usage_error,
+    pipeline::RunDirectory,
     pull::{Cache, ModelSource, resolve_model},
 };
 
@@ -84,7 +85,8 @@ impl ModelFlags {
                 if !flags.experts.is_empty() {
                     return Err(usage_error(format!("{} is a run with experts of its own", run.display())));
                 }
-                let (base, experts, router) = run_parts(&run)?;
+                let RunParts { base, experts, router } = run_parts(&run)?;
+                let experts = experts.into_iter().map(|(_, directory)| directory).collect();
                 match resolve_model(&base, &cache)? {
                     ModelSource::Base(path) => (self.load(&path)?, experts, Some(router)),
                     ModelSource::Run(_) => {
@@ -131,17 +133,26 @@ pub(crate) fn adapter_base(given: Option<&str>, experts: &[PathBuf]) -> anyhow::
     recorded.ok_or_else(|| usage_error("the adapter does not say which base it belongs to: give --base"))
 }
 
-/// The base, the expert directories in the router's order and the router of a run.
-fn run_parts(run: &Path) -> anyhow::Result<(String, Vec<PathBuf>, PathBuf)> {
-    let config: toml::Table = std::fs::read_to_string(run.join("mixse.toml"))
-        .with_context(|| format!("{}: cannot read mixse.toml", run.display()))?
-        .parse()
-        .with_context(|| format!("{}: mixse.toml", run.display()))?;
-    let base = config.get("base").and_then(|b| b.as_str()).context("mixse.toml has no `base`")?;
+/// What a run's mixture is made of.
+pub(crate) struct RunParts {
+    /// The base's name or path.
+    pub(crate) base: String,
+    /// The experts' names and directories, in the router's order.
+    pub(crate) experts: Vec<(String, PathBuf)>,
+    pub(crate) router: PathBuf,
+}
+
+/// The parts of a run that has got as far as its router.
+pub(crate) fn run_parts(run: &Path) -> anyhow::Result<RunParts> {
+    let (_, config) = RunDirectory::existing(run)?;
     let router = run.join("router");
     let names =
         router_files::experts(&router).context("the run has no router yet: `mixse run` it to the end")?;
-    Ok((base.to_owned(), names.iter().map(|name| run.join("experts").join(name)).collect(), router))
+    let directory = |name: String| {
+        let directory = run.join("experts").join(&name);
+        (name, directory)
+    };
+    Ok(RunParts { base: config.base, experts: names.into_iter().map(directory).collect(), router })
 }
 
 impl Opened {

@@ -67,7 +67,8 @@ fn config(args: &RunArgs, directory: &Path) -> anyhow::Result<Config> {
     }
 }
 
-fn tell(event: &Event<'_>) {
+/// Says on standard error what a plan is doing.
+pub(super) fn tell(event: &Event<'_>) {
     match event {
         Event::Skipped(id) => note(format_args!("{id}: done before")),
         Event::Started(id, reason) => note(format_args!("{id} …{}", why(reason))),

@@ -14,6 +14,8 @@ mod routing;
 mod run_directory;
 mod train;
 
+use std::path::PathBuf;
+
 use anyhow::Context;
 use mixse_eval::checks::Shard;
 use mixse_selfmoe::{
@@ -42,6 +44,14 @@ pub(crate) struct Pipeline {
 /// The figure under which tasks record the most memory that their process has held, in bytes.
 const PEAK_MEMORY: &str = "peak_memory";
 
+/// Files of one domain's data, below the run directory.
+pub(crate) struct DataFiles {
+    pub(crate) domain: String,
+    pub(crate) rows: PathBuf,
+    pub(crate) rejected: PathBuf,
+    pub(crate) funnel: PathBuf,
+}
+
 type TaskResult = Result<(), TaskError>;
 
 impl Pipeline {
@@ -62,10 +72,7 @@ impl Pipeline {
 
     /// The plan over a run directory.
     pub(crate) fn plan<'a>(&'a self, run: &'a RunDirectory) -> anyhow::Result<Plan<'a>> {
-        let mut tasks = Vec::new();
-        for domain in &self.domains {
-            tasks.extend(self.data_tasks(domain)?);
-        }
+        let mut tasks = self.all_data_tasks()?;
         tasks.extend(self.domains.iter().map(|domain| self.expert_task(domain)));
         tasks.push(self.router_task());
         tasks.extend(self.evaluation_tasks());
@@ -78,6 +85,30 @@ impl Pipeline {
             move |work| Ok(self.write_report(run, work)?),
         ));
         Ok(Plan::new(run.path(), tasks)?)
+    }
+
+    /// The part of the plan that makes the domains' rows.
+    pub(crate) fn data_plan<'a>(&'a self, run: &'a RunDirectory) -> anyhow::Result<Plan<'a>> {
+        Ok(Plan::new(run.path(), self.all_data_tasks()?)?)
+    }
+
+    fn all_data_tasks(&self) -> anyhow::Result<Vec<Task<'_>>> {
+        let mut tasks = Vec::new();
+        for domain in &self.domains {
+            tasks.extend(self.data_tasks(domain)?);
+        }
+        Ok(tasks)
+    }
+
+    /// Where the plan puts each domain's rows, below the run directory.
+    pub(crate) fn data_files(&self) -> Vec<DataFiles> {
+        let of = |domain: String| DataFiles {
+            rows: files::rows(&domain),
+            rejected: files::rejected(&domain),
+            funnel: files::funnel(&domain),
+            domain,
+        };
+        self.names().into_iter().map(of).collect()
     }
 
     /// What follows from the configuration and the domains alone.

@@ -16,7 +16,7 @@ use mixse_kernels::{AttentionShape, Packed, RmsNorm, Segment, Storage};
 
 use crate::{
     Result,
-    config::{Activation, ModelConfig, RopeScaling},
+    config::{Activation, ModelConfig},
     expert::Module,
     expert_set::BlockLayout,
     router::GateConfig,
@@ -79,7 +79,10 @@ impl BlockSpec {
             eps: config.norm_eps as f32,
             plus_one: config.norm_plus_one,
             activation: config.activation,
-            inv_freq: inverse_frequencies(config, block).into(),
+            inv_freq: config.blocks[block]
+                .rope
+                .inverse_frequencies(config.head_dim, &config.rope_factors)
+                .into(),
         }
     }
 
@@ -97,36 +100,6 @@ impl BlockSpec {
     pub(crate) fn kv_width(&self) -> usize {
         self.attention.kv_heads * self.attention.head_dim
     }
-}
-
-/// `base^(-2i / head_dim)` for i in 0..head_dim/2, stretched as the model's rope scaling says.
-fn inverse_frequencies(config: &ModelConfig, block: usize) -> Vec<f32> {
-    let rope = &config.blocks[block].rope;
-    let half = config.head_dim / 2;
-    (0..half)
-        .map(|i| {
-            // The reference computes these in f32; so do we, to agree at long positions.
-            let frequency = 1.0 / (rope.base as f32).powf((2 * i) as f32 / config.head_dim as f32);
-            match rope.scaling {
-                RopeScaling::None => frequency,
-                RopeScaling::Linear { factor } => frequency / factor as f32,
-                RopeScaling::Factors { .. } => frequency / config.rope_factors.get(i).copied().unwrap_or(1.0),
-                RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
-                    let context = original_context as f32;
-                    let wavelength = 2.0 * std::f32::consts::PI / frequency;
-                    let (low, high) = (low_freq_factor as f32, high_freq_factor as f32);
-                    if wavelength > context / low {
-                        frequency / factor as f32
-                    } else if wavelength < context / high {
-                        frequency
-                    } else {
-                        let smooth = (context / wavelength - low) / (high - low);
-                        (1.0 - smooth) * frequency / factor as f32 + smooth * frequency
-                    }
-                }
-            }
-        })
-        .collect()
 }
 
 /// A frozen projection `[n, k]`, held for one of the two bodies.
