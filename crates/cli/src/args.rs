@@ -29,15 +29,17 @@ Examples:
 pub(crate) enum Command {
     Run(RunArgs),
     Pull(PullArgs),
-    Doctor(DoctorArgs),
-    Bench(crate::commands::BenchArgs),
-    Eval(crate::commands::EvalArgs),
-    Export(crate::commands::ExportArgs),
     Generate(crate::commands::GenerateArgs),
-    Inspect(crate::commands::InspectArgs),
-    Merge(crate::commands::MergeArgs),
-    Report(crate::commands::ReportArgs),
     Train(crate::commands::TrainArgs),
+    Merge(crate::commands::MergeArgs),
+    Eval(crate::commands::EvalArgs),
+    Report(crate::commands::ReportArgs),
+    Export(crate::commands::ExportArgs),
+    Chat(crate::commands::ChatArgs),
+    Serve(crate::commands::ServeArgs),
+    Inspect(crate::commands::InspectArgs),
+    Bench(crate::commands::BenchArgs),
+    Doctor(DoctorArgs),
 }
 
 /// Result as JSON or as text.

@@ -81,9 +81,14 @@ pub(crate) fn print_json(value: &serde_json::Value) -> anyhow::Result<()> {
 }
 
 fn write_stdout(text: &str) -> anyhow::Result<()> {
-    let mut out = io::stdout().lock();
     let end = if text.ends_with('\n') { "" } else { "\n" };
-    write!(out, "{text}{end}").and_then(|()| out.flush()).map_err(|e| StdoutError(e).into())
+    write_piece(&format!("{text}{end}"))
+}
+
+/// Writes a part of a result that comes in pieces, as it is.
+pub(crate) fn write_piece(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    write!(out, "{text}").and_then(|()| out.flush()).map_err(|e| StdoutError(e).into())
 }
 
 /// Tells the user something that is not the command's result.

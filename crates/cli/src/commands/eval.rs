@@ -12,10 +12,10 @@ use mixse_eval::{
         summary,
     },
 };
-use mixse_model::{expert_set::ExpertSet, mixture::Mixture};
+use mixse_model::mixture::Mixture;
 use serde::Serialize;
 
-use super::opened::{ExpertFlags, ModelFlags};
+use super::opened::{ExpertFlags, ModelFlags, single_experts};
 use crate::{
     args::JsonFlag,
     output::{note, print},
@@ -149,7 +149,7 @@ pub(super) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     };
     let opened = args.model.open(&args.experts)?;
     let singles = match &opened.mixture {
-        Some(mixture) if args.with_experts => single_experts(&mixture.experts)?,
+        Some(mixture) if args.with_experts => single_experts(&mixture.experts),
         _ => Vec::new(),
     };
     let mut variants: Vec<(String, Option<&Mixture>)> = Vec::new();
@@ -211,20 +211,6 @@ pub(super) fn run(args: &EvalArgs) -> anyhow::Result<()> {
 /// A folder name for a model's files: everything but letters, digits, `.` and `-` becomes `_`.
 fn directory_name(model: &str) -> String {
     model.chars().map(|c| if c.is_alphanumeric() || ".-".contains(c) { c } else { '_' }).collect()
-}
-
-/// Every expert of a set alone, counting fully.
-fn single_experts(set: &ExpertSet) -> anyhow::Result<Vec<(String, Mixture)>> {
-    let gates = |index: usize| (0..set.len()).map(|i| if i == index { 1.0 } else { 0.0 }).collect();
-    Ok(set
-        .names
-        .iter()
-        .enumerate()
-        .map(|(index, name)| {
-            let routing = mixse_model::mixture::Routing::Fixed(gates(index));
-            (name.clone(), Mixture { experts: set.clone(), routing })
-        })
-        .collect())
 }
 
 fn model_report(evaluated: &Evaluated) -> ModelReport {

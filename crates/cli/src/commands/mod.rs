@@ -1,6 +1,7 @@
 //! One file a command.
 
 mod bench;
+mod chat;
 mod doctor;
 mod eval;
 mod export;
@@ -11,15 +12,19 @@ mod opened;
 mod pull;
 mod report;
 mod run;
+mod serve;
+mod served;
 mod train;
 
 pub(crate) use bench::BenchArgs;
+pub(crate) use chat::ChatArgs;
 pub(crate) use eval::EvalArgs;
 pub(crate) use export::ExportArgs;
 pub(crate) use generate::GenerateArgs;
 pub(crate) use inspect::InspectArgs;
 pub(crate) use merge::MergeArgs;
 pub(crate) use report::ReportArgs;
+pub(crate) use serve::ServeArgs;
 pub(crate) use train::TrainArgs;
 
 use crate::args::{Cli, Command};
@@ -30,12 +35,14 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Pull(args) => pull::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Chat(args) => chat::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Merge(args) => merge::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Serve(args) => serve::run(&args),
         Command::Train(args) => train::run(&args),
     }
 }

@@ -190,3 +190,12 @@ impl Opened {
         Runner::new(&self.decoder, &self.checkpoint.tokenizer, self.mixture.as_ref())
     }
 }
+
+/// Every expert of a set alone, counting fully.
+pub(crate) fn single_experts(set: &ExpertSet) -> Vec<(String, Mixture)> {
+    let gates = |index: usize| (0..set.len()).map(|i| if i == index { 1.0 } else { 0.0 }).collect();
+    let single = |(index, name): (usize, &String)| {
+        (name.clone(), Mixture { experts: set.clone(), routing: Routing::Fixed(gates(index)) })
+    };
+    set.names.iter().enumerate().map(single).collect()
+}
