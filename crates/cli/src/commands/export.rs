@@ -36,10 +36,11 @@ Examples:
   mixse export runs/quick --format peft --base-name HuggingFaceTB/SmolLM2-135M-Instruct --out adapters
   mixse export runs/quick --only math --format merged --number bf16 --out smollm2-math
   mixse export --expert merged --format merged --out model
+  mixse export --base model.gguf --format merged --out model     the base alone
   mixse export runs/last --format xlora --out xlora")]
 pub(crate) struct ExportArgs {
     /// A run directory.
-    #[arg(value_name = "RUN", required_unless_present = "experts", conflicts_with = "experts")]
+    #[arg(value_name = "RUN", required_unless_present_any = ["experts", "base"], conflicts_with = "experts")]
     run: Option<PathBuf>,
     /// An expert: a PEFT directory. Repeat it for several.
     #[arg(long = "expert", value_name = "DIR")]
@@ -90,7 +91,8 @@ struct Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "wrote {} ({})", self.out.display(), self.experts.join(", "))?;
+        let what = if self.experts.is_empty() { "the base".into() } else { self.experts.join(", ") };
+        writeln!(f, "wrote {} ({what})", self.out.display())?;
         writeln!(f, "{}", self.hint)
     }
 }
@@ -177,6 +179,9 @@ fn write_peft(source: &Source, expert: &Expert, dir: &Path) -> anyhow::Result<()
 
 /// A directory an expert.
 fn peft(source: &Source, out: &Path) -> anyhow::Result<String> {
+    if source.experts.is_empty() {
+        return Err(usage_error("there is no expert to write: give a run or --expert"));
+    }
     for expert in &source.experts {
         write_peft(source, expert, &out.join(&expert.name))?;
     }
@@ -205,18 +210,18 @@ fn xlora(source: &Source, out: &Path) -> anyhow::Result<String> {
     Ok(format!("how to load it in Python: {}", out.join(router_files::XLORA_README).display()))
 }
 
-/// The base with the one expert in its weights.
+/// The base, with the one expert in its weights if there is one.
 fn merged(source: &Source, args: &ExportArgs) -> anyhow::Result<String> {
-    let [expert] = &source.experts[..] else {
+    if source.experts.len() > 1 {
         let names: Vec<&str> = source.experts.iter().map(|expert| expert.name.as_str()).collect();
         return Err(usage_error(format!(
             "a model has room for one expert in its weights, and here are {}: choose one with --only, or merge them first \
              with `mixse merge`",
             names.join(", ")
         )));
-    };
+    }
     let mut progress: Option<Progress> = None;
-    write_merged(&source.base, Some(expert), args.number, &args.out, &mut |at| {
+    write_merged(&source.base, source.experts.first(), args.number, &args.out, &mut |at| {
         progress
             .get_or_insert_with(|| Progress::new("merge", "tensors", at.total as u64))
             .set(at.done as u64, 0);

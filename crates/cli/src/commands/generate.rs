@@ -18,7 +18,7 @@ use crate::{
     args::{CacheFlag, ComputeFlags, JsonFlag},
     config::{Config, Preset, load},
     output::print,
-    pipeline::{Models, Pipeline, RunDirectory, open_domains},
+    pipeline::{Pipeline, RunDirectory},
     pull::Cache,
 };
 
@@ -117,10 +117,8 @@ pub(super) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let config = load(args.config.as_deref(), args.preset, |config| args.adjust(config))?;
     let work = args.out.join(WORK);
     RunDirectory::check(&work, &config)?;
-    // Before the model, which may have to be pulled.
-    open_domains(&config)?;
-    let models = Models::open(&config, &Cache::locate(args.cache.cache.as_deref())?)?;
-    let pipeline = Pipeline::new(config.clone(), models)?;
+    let mut pipeline = Pipeline::new(config.clone())?;
+    pipeline.open_base(&Cache::locate(args.cache.cache.as_deref())?)?;
     let work = RunDirectory::open(&work, &config)?;
     let plan = pipeline.data_plan(&work)?;
     plan.run(&mut |event: Event<'_>| tell(&event))?;
