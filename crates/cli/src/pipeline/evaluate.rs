@@ -108,12 +108,12 @@ impl Pipeline {
         let mixture = self.method_mixture(method, work.run())?;
         let runner = self.models.runner(mixture.as_ref())?;
         let runs_code = |item: &Example| matches!(item.answer, Some(Answer::Code { .. }));
-        let sandbox = if self.domains.iter().any(|d| self.check_items(d).iter().any(runs_code)) {
+        let sandbox = if self.domains.iter().any(|d| self.outline().check_items(d).iter().any(runs_code)) {
             open_sandbox().map_err(|e| note(format_args!("coding answers are not tested: {e:#}"))).ok()
         } else {
             None
         };
-        let asked: usize = self.domains.iter().map(|d| shard.of(self.check_items(d)).len()).sum();
+        let asked: usize = self.domains.iter().map(|d| shard.of(self.outline().check_items(d)).len()).sum();
         let label = format!("eval {} {}", method.title(), shard.index);
         let mut watch = Watch::new(work, &label, "items", asked);
         let (mut correct, mut total) = (0, 0);

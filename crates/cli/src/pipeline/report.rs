@@ -22,9 +22,7 @@ use mixse_selfmoe::{
 };
 use serde::de::DeserializeOwned;
 
-use super::{
-    Outline, PEAK_MEMORY, Pipeline, RunDirectory, evaluate::Method, files, routing::RoutingFile,
-};
+use super::{Outline, PEAK_MEMORY, Pipeline, RunDirectory, evaluate::Method, files, routing::RoutingFile};
 use crate::{machine::Machine, output::bytes};
 
 /// Resamples of the paired bootstrap.
@@ -64,7 +62,11 @@ impl Outline<'_> {
     }
 
     /// The report's data and what is missing in it.
-    fn report_data(self, run: &RunDirectory, machine: Vec<Fact>) -> anyhow::Result<(ReportData, Vec<String>)> {
+    fn report_data(
+        self,
+        run: &RunDirectory,
+        machine: Vec<Fact>,
+    ) -> anyhow::Result<(ReportData, Vec<String>)> {
         let mut missing = Vec::new();
         let mut notes = Vec::new();
         let funnels = self.funnels(run.path(), &mut missing)?;
