@@ -49,10 +49,10 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "N")]
     prompts: Option<usize>,
     /// Divisor of the logits while brainstorming.
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     temperature: Option<f64>,
     /// Nucleus probability while brainstorming.
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     top_p: Option<f64>,
     /// Seeds shown while brainstorming.
     #[arg(long, value_name = "N")]
@@ -153,7 +153,7 @@ impl GenerateArgs {
         }
         let generation = &mut config.generation;
         if let Some(tasks) = self.tasks {
-            generation.prompts = (generation.prompts * tasks).div_ceil(generation.tasks.max(1));
+            generation.prompts = generation.prompts.saturating_mul(tasks).div_ceil(generation.tasks.max(1));
             generation.tasks = tasks;
         }
         set(&mut generation.prompts, &self.prompts);
