@@ -67,11 +67,14 @@ pub struct Limits {
     pub running: usize,
     /// Requests that may wait beside them.
     pub waiting: usize,
+    /// Tokens that the running requests may come to, prompts and answers in full length: it bounds the memory of their keys
+    /// and values. A request that needs more runs alone.
+    pub tokens: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { running: 32, waiting: 256 }
+        Self { running: 32, waiting: 256, tokens: 65_536 }
     }
 }
 
@@ -127,13 +130,13 @@ impl Engine {
     pub fn start(model: Arc<Model>, limits: Limits) -> Result<(Self, JoinHandle<()>)> {
         let (jobs, inbox) = mpsc::channel();
         let metrics = Arc::new(Metrics::default());
-        let running = limits.running.max(1);
+        let limits = Limits { running: limits.running.max(1), ..limits };
         let counters = metrics.clone();
         let thread = std::thread::Builder::new()
             .name("engine".into())
-            .spawn(move || Loop::new(&model, running, &counters).run(&inbox))
+            .spawn(move || Loop::new(&model, limits, &counters).run(&inbox))
             .map_err(Error::Thread)?;
-        Ok((Self { jobs, metrics, most: running + limits.waiting }, thread))
+        Ok((Self { jobs, metrics, most: limits.running + limits.waiting }, thread))
     }
 
     /// Hands in a request for a variant, by its place in [`Model::variants`]. Dropping the receiver cancels it.
@@ -170,7 +173,7 @@ struct Live {
 /// The engine's thread.
 struct Loop<'a> {
     model: &'a Model,
-    running: usize,
+    limits: Limits,
     metrics: &'a Metrics,
     /// One a variant.
     batches: Vec<Batch<'a, Request>>,
@@ -180,9 +183,9 @@ struct Loop<'a> {
 }
 
 impl<'a> Loop<'a> {
-    fn new(model: &'a Model, running: usize, metrics: &'a Metrics) -> Self {
+    fn new(model: &'a Model, limits: Limits, metrics: &'a Metrics) -> Self {
         let batches = (0..model.variants.len()).map(|variant| batch(model, variant)).collect();
-        Self { model, running, metrics, batches, live: HashMap::new(), waiting: VecDeque::new(), next: 0 }
+        Self { model, limits, metrics, batches, live: HashMap::new(), waiting: VecDeque::new(), next: 0 }
     }
 
     fn run(mut self, inbox: &Receiver<Job>) {
@@ -221,9 +224,14 @@ impl<'a> Loop<'a> {
     }
 
     fn admit(&mut self) {
-        while self.live.len() < self.running
-            && let Some(job) = self.waiting.pop_front()
-        {
+        let mut tokens: usize = self.live.values().map(|live| self.most_tokens(&live.job)).sum();
+        while let Some(job) = self.waiting.pop_front() {
+            tokens += self.most_tokens(&job);
+            let fits = self.live.len() < self.limits.running && tokens <= self.limits.tokens;
+            if !fits && !self.live.is_empty() {
+                self.waiting.push_front(job);
+                return;
+            }
             self.next += 1;
             match self.batches[job.variant].add(self.next, job.request.clone()) {
                 Ok(()) => {
@@ -233,6 +241,12 @@ impl<'a> Loop<'a> {
                 Err(e) => tell(&job, Piece::Failed(e.to_string())),
             }
         }
+    }
+
+    /// What a request may come to at its end.
+    fn most_tokens(&self, job: &Job) -> usize {
+        let prompt = job.request.prefix.len() + job.request.prompt.len();
+        prompt.saturating_add(job.request.max_new_tokens).min(self.model.decoder.config.context_length)
     }
 
     /// One forward pass of a variant's batch.

@@ -69,7 +69,8 @@ pub(crate) struct ChatArgs {
 pub(super) fn run(args: &ChatArgs) -> anyhow::Result<()> {
     args.check()?;
     let served = args.served.open()?;
-    let (engine, thread) = Engine::start(served.model.clone(), Limits { running: 1, waiting: 0 })?;
+    let (engine, thread) =
+        Engine::start(served.model.clone(), Limits { running: 1, waiting: 0, ..Limits::default() })?;
     let runtime = Builder::new_current_thread().enable_all().build().context("cannot start")?;
     let result = runtime.block_on(async {
         let interrupts = signal(SignalKind::interrupt()).context("cannot watch for Ctrl-C")?;

@@ -49,6 +49,9 @@ pub(crate) struct ServeArgs {
     /// Requests that may wait beside them; more are refused.
     #[arg(long, value_name = "N", default_value_t = Limits::default().waiting)]
     waiting: usize,
+    /// Tokens that running requests may come to in full length; it bounds memory, and requests beyond it wait.
+    #[arg(long, value_name = "N", default_value_t = Limits::default().tokens)]
+    tokens: usize,
     #[command(flatten)]
     json: JsonFlag,
 }
@@ -57,7 +60,7 @@ pub(super) fn run(args: &ServeArgs) -> anyhow::Result<()> {
     let runtime = Runtime::new().context("cannot start the server's threads")?;
     let Served { model, prompter } = args.served.open()?;
     let names: Vec<String> = model.variants.iter().map(|variant| variant.name.clone()).collect();
-    let limits = Limits { running: args.running, waiting: args.waiting };
+    let limits = Limits { running: args.running, waiting: args.waiting, tokens: args.tokens };
     let (engine, thread) = Engine::start(model.clone(), limits)?;
     let app = App { model, engine, prompter };
     let ready = |address: SocketAddr| {

@@ -195,7 +195,9 @@ impl Drop for Server {
 }
 
 fn serve(sandbox: &Sandbox) {
-    let mut server = Server::start(sandbox.command(["serve", "--model", "run", "--port", "0", "--json"]));
+    // So few tokens that some of the requests below wait for others.
+    let arguments = ["serve", "--model", "run", "--port", "0", "--json", "--tokens", "40"];
+    let mut server = Server::start(sandbox.command(arguments));
     assert_eq!(server.ask("GET", "/health", ""), (200, r#"{"status":"ok"}"#.into()));
     assert!(server.ask("GET", "/", "").1.contains("<title>mixse</title>"));
     let question = json!([{ "role": "user", "content": "red apple" }]);
