@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use mixse_model::decoder::Precision;
 
 use crate::{
-    config::{Config, Device, Preset, Threads, parse_name},
+    config::{Config, Device, Method, Preset, Threads, parse_name},
     output::Format,
 };
 
@@ -33,6 +33,7 @@ pub(crate) enum Command {
     Train(crate::commands::TrainArgs),
     Merge(crate::commands::MergeArgs),
     Eval(crate::commands::EvalArgs),
+    Study(crate::commands::StudyArgs),
     Report(crate::commands::ReportArgs),
     Export(crate::commands::ExportArgs),
     Chat(crate::commands::ChatArgs),
@@ -98,6 +99,7 @@ Examples:
   mixse run                                   quick preset, results in runs/quick
   mixse run -c mixse.toml --out runs/mine     own configuration
   mixse run --out runs/mine                   continue that run
+  mixse run --out runs/mine --method ties --method instance-merging   compare with more
   mixse run --out runs/mine --list            its tasks and their states
   mixse run --out runs/mine --task expert/math   one task alone, for a cluster scheduler")]
 pub(crate) struct RunArgs {
@@ -113,6 +115,13 @@ pub(crate) struct RunArgs {
     /// Base model: a name that `mixse pull` knows, a .gguf file or a Hugging Face directory.
     #[arg(long, value_name = "MODEL")]
     pub(crate) base: Option<String>,
+    /// Evaluate this as well; repeatable. Only what it needs is computed.
+    ///
+    /// base, experts, oracle, instance-merging, linear, ties, dare, dare-ties, joint, seed-only, random, mixture; with values:
+    /// `ties(density=0.5)`, `dare(density=0.1, seed=2)`, `linear(form=factors)`, `mixture(top_k=2)` (any key of the
+    /// configuration's [router]).
+    #[arg(long = "method", value_name = "METHOD")]
+    pub(crate) methods: Vec<Method>,
     /// Run only this task.
     #[arg(long, value_name = "ID", conflicts_with = "list")]
     pub(crate) task: Option<String>,

@@ -17,16 +17,21 @@ pub struct Interval {
 /// Wilson's score interval for a proportion (Wilson 1927): well-behaved for small counts and at 0 and 1.
 /// Nothing is known (0 to 1) where `total` is 0.
 pub fn wilson(correct: usize, total: usize) -> Interval {
+    wilson_of_share(correct as f64 / total.max(1) as f64, total)
+}
+
+/// [`wilson`] for a share that is itself a mean, such as one over several seeds on the same `total` items.
+pub fn wilson_of_share(p: f64, total: usize) -> Interval {
     if total == 0 {
         return Interval { low: 0.0, high: 1.0 };
     }
-    let (n, p) = (total as f64, correct as f64 / total as f64);
+    let n = total as f64;
     let z2 = Z95 * Z95;
     let centre = (p + z2 / (2.0 * n)) / (1.0 + z2 / n);
     let half = Z95 / (1.0 + z2 / n) * (p * (1.0 - p) / n + z2 / (4.0 * n * n)).sqrt();
     // At the ends the bound is exact; rounding must not push it past.
-    let low = if correct == 0 { 0.0 } else { (centre - half).max(0.0) };
-    let high = if correct == total { 1.0 } else { (centre + half).min(1.0) };
+    let low = if p <= 0.0 { 0.0 } else { (centre - half).max(0.0) };
+    let high = if p >= 1.0 { 1.0 } else { (centre + half).min(1.0) };
     Interval { low, high }
 }
 

@@ -7,6 +7,7 @@ mod safetensors;
 mod values;
 
 use std::{
+    collections::HashMap,
     fs::File,
     io::{Read, Seek, SeekFrom},
     path::{Path, PathBuf},
@@ -28,6 +29,8 @@ pub struct Checkpoint {
     /// The model's tokenizer.
     pub tokenizer: Tokenizer,
     source: Source,
+    /// Added to tensors of these names when they are read.
+    deltas: HashMap<String, Tensor>,
     hash: OnceLock<String>,
 }
 
@@ -56,7 +59,7 @@ impl Checkpoint {
             let config = ModelConfig::from_gguf(&gguf)?;
             (config, Tokenizer::from_gguf(&gguf)?, Source::Gguf(gguf))
         };
-        let checkpoint = Self { config, tokenizer, source, hash: OnceLock::new() };
+        let checkpoint = Self { config, tokenizer, source, deltas: HashMap::new(), hash: OnceLock::new() };
         checkpoint.check_tensors(path)?;
         Ok(checkpoint)
     }
@@ -73,7 +76,28 @@ impl Checkpoint {
                 shards.find(name).map(|stored| shards.read(name, stored)).transpose()?
             }
         };
-        found.ok_or_else(|| Error::invalid(self.path(), format!("has no tensor {name}")))
+        let tensor = found.ok_or_else(|| Error::invalid(self.path(), format!("has no tensor {name}")))?;
+        match self.deltas.get(name) {
+            Some(delta) => Ok((tensor + delta)?),
+            None => Ok(tensor),
+        }
+    }
+
+    /// The same model with matrices (f32 on the CPU, of the tensors' shapes) added to tensors of these names: experts merged
+    /// into the weights. [`Checkpoint::hash`] stays that of the files.
+    ///
+    /// # Errors
+    /// A name or a shape that the model does not have.
+    pub fn with_deltas(mut self, deltas: HashMap<String, Tensor>) -> Result<Self> {
+        let shapes: HashMap<String, Vec<usize>> = self.config.tensors().into_iter().collect();
+        for (name, delta) in &deltas {
+            if shapes.get(name).map(Vec::as_slice) != Some(delta.dims()) {
+                let what = format!("has no tensor {name} of shape {:?} to merge into", delta.dims());
+                return Err(Error::invalid(self.path(), what));
+            }
+        }
+        self.deltas = deltas;
+        Ok(self)
     }
 
     /// The tensor's own 4- to 8-bit blocks, `[out, in]`, with rows in the same order as [`Checkpoint::tensor`] gives them;
@@ -82,6 +106,9 @@ impl Checkpoint {
     /// # Errors
     /// The file cannot be read.
     pub fn quantized(&self, name: &str) -> Result<Option<QTensor>> {
+        if self.deltas.contains_key(name) {
+            return Ok(None);
+        }
         match &self.source {
             Source::Gguf(gguf) => gguf_layout::quantized(gguf, &self.config, name),
             Source::Directory { .. } => Ok(None),

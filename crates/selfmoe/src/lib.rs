@@ -3,11 +3,12 @@
 //! Start reading at [`record`]: the rows that everything else makes, filters, trains on or checks. Data is made in
 //! four steps: [`brainstorm`] (the model writes tasks), [`select::select`] (which of them are kept), [`respond`] (the
 //! model answers them) and [`select::assemble`] (which rows are kept). The first and the third run in shards; the
-//! others are pure functions of the shards' rows. [`quality`] describes the result, [`merge`] joins trained experts
+//! others are pure functions of the shards' rows. [`confirm`] can then keep those rows alone that something else confirms. [`quality`] describes the result, [`merge`] joins trained experts
 //! without a router.
 
 pub mod answer;
 pub mod brainstorm;
+pub mod confirm;
 pub mod domain;
 pub mod error;
 pub mod filter;

@@ -13,11 +13,14 @@
 //! RUN/tasks/claims/ID.N       who runs it; N grows with every attempt
 //! RUN/tasks/work/ID/          unfinished outputs and checkpoints
 //! ```
+//!
+//! Runs that have much in common can share a [`Store`]: what one of them has made, the others take from there.
 
 mod claim;
 mod error;
 pub mod files;
 mod state;
+mod store;
 
 use std::{
     cell::RefCell,
@@ -31,6 +34,7 @@ use claim::{Attempt, Claim};
 pub use claim::{Holder, Timing};
 pub use error::{Error, Result};
 pub use state::State;
+pub use store::Store;
 
 /// What a task's body may fail with.
 pub type TaskError = Box<dyn std::error::Error + Send + Sync>;
@@ -69,6 +73,7 @@ pub struct Task<'a> {
     inputs: Vec<Input>,
     outputs: Vec<PathBuf>,
     body: Body<'a>,
+    shared: bool,
 }
 
 impl<'a> Task<'a> {
@@ -81,7 +86,13 @@ impl<'a> Task<'a> {
         outputs: Vec<PathBuf>,
         body: impl Fn(&Work<'_>) -> std::result::Result<(), TaskError> + 'a,
     ) -> Self {
-        Self { id: id.into(), inputs, outputs, body: Box::new(body) }
+        Self { id: id.into(), inputs, outputs, body: Box::new(body), shared: true }
+    }
+
+    /// The same task, never taken from or put into a [`Store`]: its outputs tell about this run.
+    #[must_use]
+    pub fn of_this_run(self) -> Self {
+        Self { shared: false, ..self }
     }
 
     /// Its name.
@@ -187,6 +198,8 @@ pub enum Event<'a> {
     Started(&'a str, Reason),
     /// It was finished here after so much time.
     Finished(&'a str, Duration),
+    /// Another run had made the same; its outputs were taken from the store.
+    Reused(&'a str),
     /// Nothing can be done here until the holder has finished it.
     Waiting(&'a str, Holder),
 }
@@ -196,6 +209,7 @@ pub struct Plan<'a> {
     directory: PathBuf,
     tasks: Vec<Task<'a>>,
     timing: Timing,
+    store: Option<Store>,
     /// Hashes of files that several tasks read.
     hashes: RefCell<HashMap<PathBuf, FileHash>>,
 }
@@ -249,7 +263,19 @@ impl<'a> Plan<'a> {
                 return wrong("it is there twice".into());
             }
         }
-        Ok(Self { directory: directory.into(), tasks, timing: Timing::default(), hashes: RefCell::default() })
+        Ok(Self {
+            directory: directory.into(),
+            tasks,
+            timing: Timing::default(),
+            store: None,
+            hashes: RefCell::default(),
+        })
+    }
+
+    /// Shares results with other runs.
+    #[must_use]
+    pub fn with_store(self, store: Store) -> Self {
+        Self { store: Some(store), ..self }
     }
 
     /// Other times than the usual ones between signs of life.
@@ -371,17 +397,6 @@ impl<'a> Plan<'a> {
             Status::Waiting(_) => return Ok(Step::Blocked),
             Status::Running(holder) => return Ok(Step::Held(holder)),
         };
-        observe(Event::Started(&task.id, reason));
-        let start = Instant::now();
-        self.execute(task, &claim, done)?;
-        observe(Event::Finished(&task.id, start.elapsed()));
-        Ok(Step::Ran)
-    }
-
-    /// Runs the body, publishes the outputs and writes the state.
-    fn execute(&self, task: &Task<'a>, claim: &Claim, done: &mut Done) -> Result<()> {
-        let started = SystemTime::now();
-        let clock = Instant::now();
         if let Some(Input::Unknown(name)) = task.inputs.iter().find(|i| matches!(i, Input::Unknown(_))) {
             return Err(Error::Plan(format!(
                 "task {:?} cannot run: its input {name:?} is not known",
@@ -389,8 +404,44 @@ impl<'a> Plan<'a> {
             )));
         }
         let inputs = self.input_hashes(task, done)?.unwrap_or_default();
+        self.enter_work(&self.work_path(task), &inputs)?;
+        if self.reuse(task, &inputs, done)? {
+            observe(Event::Reused(&task.id));
+            return Ok(Step::Ran);
+        }
+        observe(Event::Started(&task.id, reason));
+        let start = Instant::now();
+        self.execute(task, inputs, &claim, done)?;
+        observe(Event::Finished(&task.id, start.elapsed()));
+        Ok(Step::Ran)
+    }
+
+    /// Takes the outputs from the store, if they are there.
+    fn reuse(&self, task: &Task<'a>, inputs: &BTreeMap<String, String>, done: &mut Done) -> Result<bool> {
+        let Some(store) = self.store.as_ref().filter(|_| task.shared) else { return Ok(false) };
+        let made = self.work_path(task).join("outputs");
+        let Some(state) = store.fetch(&task.id, inputs, &made)? else { return Ok(false) };
+        for output in &task.outputs {
+            self.publish(task, &made.join(output), output)?;
+        }
+        let state = State { seconds: 0.0, reused: true, ..state };
+        state.write(&self.state_path(task))?;
+        done.insert(&task.id, &state);
+        self.clean_up(task);
+        Ok(true)
+    }
+
+    /// Runs the body, publishes the outputs and writes the state.
+    fn execute(
+        &self,
+        task: &Task<'a>,
+        inputs: BTreeMap<String, String>,
+        claim: &Claim,
+        done: &mut Done,
+    ) -> Result<()> {
+        let started = SystemTime::now();
+        let clock = Instant::now();
         let directory = self.work_path(task);
-        self.enter_work(&directory, &inputs)?;
         let work =
             Work { run: &self.directory, directory: directory.clone(), claim, figures: RefCell::default() };
         (task.body)(&work).map_err(|source| Error::Task { id: task.id.clone(), source })?;
@@ -409,8 +460,12 @@ impl<'a> Plan<'a> {
             started: started.duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64()),
             seconds: clock.elapsed().as_secs_f64(),
             figures: work.figures.into_inner(),
+            reused: false,
         };
         state.write(&self.state_path(task))?;
+        if let Some(store) = self.store.as_ref().filter(|_| task.shared) {
+            store.keep(&state, &self.directory)?;
+        }
         done.insert(&task.id, &state);
         self.clean_up(task);
         Ok(())

@@ -175,7 +175,13 @@ mod tests {
                 prompt: String::new(),
                 model: String::new(),
             },
-            checks: Checks { seed_similarity: 0.0, row_similarity: 0.0, answer: answer.map(str::to_owned) },
+            checks: Checks {
+                seed_similarity: 0.0,
+                row_similarity: 0.0,
+                answer: answer.map(str::to_owned),
+                agreement: None,
+                executed: None,
+            },
         }
     }
 

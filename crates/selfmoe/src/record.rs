@@ -107,4 +107,10 @@ pub struct Checks {
     /// The final answer that was found in the response, where the domain has such answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answer: Option<String>,
+    /// The share of samples with this answer, 0 to 1, where a vote was taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agreement: Option<f64>,
+    /// The code ran to its end, where it was run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub executed: Option<bool>,
 }

@@ -57,13 +57,62 @@ pub fn run_shard(
             Ok((task.id.clone(), (task.id.clone(), demonstrations), request))
         })
         .collect::<Result<Vec<_>>>()?;
-    let row = |(id, demonstrations): &(String, Vec<String>), completion: &Completion| Responded {
+    shard::run(model, path, asked, responded, progress)
+}
+
+/// More responses to the same prompt, for votes.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sampled {
+    /// Responses a task.
+    pub samples: usize,
+    /// Divisor of the logits.
+    pub temperature: f32,
+    /// Nucleus probability.
+    pub top_p: f32,
+}
+
+/// Answers each of `tasks` several times at random and writes the responses to `path`; sample K of a task is called `ID#K`.
+///
+/// # Errors
+/// As [`run_shard`].
+pub fn sample_shard(
+    model: &dyn LanguageModel,
+    domain: &Domain,
+    recipe: &Recipe,
+    tasks: &[Task],
+    sampled: Sampled,
+    path: &Path,
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Result<ShardState> {
+    let prompter = Prompter::new(model, domain, recipe)?;
+    let mut asked = Vec::with_capacity(tasks.len() * sampled.samples);
+    for task in tasks {
+        let (demonstrations, request) = prompter.request(task)?;
+        for sample in 0..sampled.samples {
+            let stream =
+                Stream::new(recipe.settings.seed, &format!("sample/{}", task.id), sample as u64).next_u64();
+            let Sampled { temperature, top_p, .. } = sampled;
+            let sampling = Sampling::TopP { temperature, top_p, stream };
+            let id = sample_id(&task.id, sample);
+            asked.push((id.clone(), (id, demonstrations.clone()), Request { sampling, ..request.clone() }));
+        }
+    }
+    shard::run(model, path, asked, responded, progress)
+}
+
+/// What sample `sample` of a task is called.
+pub fn sample_id(task: &str, sample: usize) -> String {
+    format!("{task}#{sample}")
+}
+
+fn responded((id, demonstrations): &(String, Vec<String>), completion: &Completion) -> Responded {
+    Responded {
         id: id.clone(),
         demonstrations: demonstrations.clone(),
         text: completion.text.clone(),
         end: End::from(&completion.finish),
-    };
-    shard::run(model, path, asked, row, progress)
+    }
 }
 
 struct Prompter<'a> {

@@ -82,7 +82,7 @@ pub struct Funnel {
 }
 
 impl Funnel {
-    fn reject(&mut self, reason: Reason) {
+    pub(crate) fn reject(&mut self, reason: Reason) {
         *self.rejected.entry(reason).or_default() += 1;
     }
 }
@@ -241,6 +241,8 @@ pub fn assemble(
                     seed_similarity: task.seed_similarity,
                     row_similarity: task.row_similarity,
                     answer: accepted.answer,
+                    agreement: None,
+                    executed: None,
                 },
                 id: task.id,
                 instruction: task.instruction,

@@ -163,7 +163,7 @@ fn a_router_learns_for_every_input_and_leaves_the_experts_alone() {
             let values = |r: &Router| r.weights[0].flatten_all().unwrap().to_vec1::<f32>().unwrap();
             assert_ne!(values(&router), values(&start));
             let (together, joint) =
-                done(train_jointly(job, &experts, &start, &mut |_| ControlFlow::Continue(())).unwrap());
+                done(train_jointly(job, &experts, &start, 3e-3, &mut |_| ControlFlow::Continue(())).unwrap());
             assert!(joint[18] < losses[18], "{input:?}: training everything fits the rows better");
             assert!(together.0.iter().zip(&experts).all(|(a, b)| a.blocks != b.blocks));
         }

@@ -14,6 +14,7 @@ mod report;
 mod run;
 mod serve;
 mod served;
+mod study;
 mod train;
 
 pub(crate) use bench::BenchArgs;
@@ -25,6 +26,7 @@ pub(crate) use inspect::InspectArgs;
 pub(crate) use merge::MergeArgs;
 pub(crate) use report::ReportArgs;
 pub(crate) use serve::ServeArgs;
+pub(crate) use study::StudyArgs;
 pub(crate) use train::TrainArgs;
 
 use crate::args::{Cli, Command};
@@ -43,6 +45,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Merge(args) => merge::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Serve(args) => serve::run(&args),
+        Command::Study(args) => study::run(&args),
         Command::Train(args) => train::run(&args),
     }
 }

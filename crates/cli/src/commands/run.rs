@@ -57,11 +57,15 @@ fn config(args: &RunArgs, directory: &Path) -> anyhow::Result<Config> {
             config.base.clone_from(base);
         }
         args.compute.adjust(config);
+        for method in &args.methods {
+            if !config.methods.contains(method) {
+                config.methods.push(method.clone());
+            }
+        }
     };
     match RunDirectory::stored_config(directory)? {
-        Some(mut config) if args.config.is_none() && args.preset.is_none() => {
-            adjust(&mut config);
-            Ok(config)
+        Some(_) if args.config.is_none() && args.preset.is_none() => {
+            load(Some(&RunDirectory::config_file(directory)), None, adjust)
         }
         _ => load(args.config.as_deref(), args.preset, adjust),
     }
@@ -73,6 +77,7 @@ pub(super) fn tell(event: &Event<'_>) {
         Event::Skipped(id) => note(format_args!("{id}: done before")),
         Event::Started(id, reason) => note(format_args!("{id} …{}", why(reason))),
         Event::Finished(id, time) => note(format_args!("{id}: done in {:.1} s", time.as_secs_f64())),
+        Event::Reused(id) => note(format_args!("{id}: made before by another run")),
         Event::Waiting(id, holder) => {
             note(format_args!("{id}: waiting for process {} on {}", holder.pid, holder.host));
         }

@@ -3,7 +3,7 @@
 use std::{fmt, path::Path};
 
 use anyhow::Context;
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 use toml::{
     Table, Value,
     de::{DeTable, DeValue},
@@ -14,11 +14,11 @@ use crate::output::usage_error;
 
 /// Something wrong in a configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Fault {
+pub(crate) struct Fault {
     /// Dotted key.
-    pub(super) key: String,
+    pub(crate) key: String,
     /// What is wrong and what would be right.
-    pub(super) what: String,
+    pub(crate) what: String,
 }
 
 impl Fault {
@@ -51,11 +51,13 @@ pub(crate) fn read_resolved(path: &Path) -> anyhow::Result<Config> {
     load(Some(path), None, |_| {})
 }
 
-/// The keys in which two configurations differ, with both values; what does not change results is left out.
+/// The keys in which two configurations differ, with both values; what does not change results is left out, and so are
+/// the methods: others can be added to a run.
 pub(crate) fn compare(there: &Config, wanted: &Config) -> anyhow::Result<Vec<String>> {
     let neutral = |config: &Config| Config {
         threads: super::Threads::All,
         memory_limit: super::MemoryLimit::Auto,
+        methods: super::Method::usual(),
         ..config.clone()
     };
     let (there, wanted) = (Table::try_from(neutral(there))?, Table::try_from(neutral(wanted))?);
@@ -101,39 +103,58 @@ fn parse(
     adjust: impl FnOnce(&mut Config),
 ) -> anyhow::Result<Config> {
     let name = || source.name.clone().unwrap_or_default();
-    let mut given: Table = toml::from_str(source.text)
+    let given: Table = toml::from_str(source.text)
         .map_err(|e| usage_error(format!("wrong configuration: {}: {}", name(), e.to_string().trim_end())))?;
+    match resolve(given, preset, adjust) {
+        (Some(config), faults) if faults.is_empty() => Ok(config),
+        (_, faults) => Err(source.error(&faults)),
+    }
+}
+
+/// Lays what is given over a preset and checks the result. Returns everything that is wrong, and the configuration as far
+/// as it can be made without the wrong values, so that more can be checked about it.
+pub(crate) fn resolve(
+    mut given: Table,
+    preset: Option<Preset>,
+    adjust: impl FnOnce(&mut Config),
+) -> (Option<Config>, Vec<Fault>) {
+    let mut faults = Vec::new();
     let preset = match (preset, given.remove("preset")) {
         (Some(preset), _) => preset,
         (None, None) => Preset::Quick,
-        (None, Some(value)) => Preset::deserialize(value)
-            .map_err(|e| source.error(&[Fault::new("preset", without_newlines(&e))]))?,
+        (None, Some(value)) => Preset::deserialize(value).unwrap_or_else(|e| {
+            faults.push(Fault::new("preset", without_newlines(&e)));
+            Preset::Quick
+        }),
     };
-    let mut full = Table::try_from(Config::preset(preset))?;
-    let mut faults = Vec::new();
+    let broken = |e: &dyn fmt::Display| (None, vec![Fault::new("", without_newlines(&e))]);
+    let mut full = match Table::try_from(Config::preset(preset)) {
+        Ok(full) => full,
+        Err(e) => return broken(&e),
+    };
     for key in leaves(&given) {
         if let Some(value) = lookup(&given, &key)
-            && let Err(fault) = set(&mut full, &key, value)
+            && let Err(fault) = set::<Config>(&mut full, &key, value)
         {
             faults.push(fault);
         }
     }
-    if !faults.is_empty() {
-        return Err(source.error(&faults));
-    }
-    let mut config = Config::deserialize(full)?;
+    let mut config = match Config::deserialize(full) {
+        Ok(config) => config,
+        Err(e) => return broken(&e),
+    };
     adjust(&mut config);
-    let faults = validate::faults(&config);
-    if faults.is_empty() { Ok(config) } else { Err(source.error(&faults)) }
+    faults.extend(validate::faults(&config));
+    (Some(config), faults)
 }
 
-/// Puts one value into the full table, where the key must stand already and the value must fit it.
-fn set(full: &mut Table, key: &str, value: &Value) -> Result<(), Fault> {
+/// Puts one value into the full table of a `T`, where the key must stand already and the value must fit it.
+pub(super) fn set<T: DeserializeOwned>(full: &mut Table, key: &str, value: &Value) -> Result<(), Fault> {
     let Some(slot) = lookup_mut(full, key) else {
         return Err(unknown_key(full, key));
     };
     let before = std::mem::replace(slot, value.clone());
-    if let Err(e) = Config::deserialize(full.clone()) {
+    if let Err(e) = T::deserialize(full.clone()) {
         if let Some(slot) = lookup_mut(full, key) {
             *slot = before;
         }

@@ -5,6 +5,7 @@
 
 mod load;
 mod memory;
+mod method;
 mod presets;
 mod validate;
 
@@ -15,8 +16,9 @@ use mixse_model::{decoder::Precision, expert::LoraConfig, router::RouterConfig};
 use mixse_selfmoe::{recipe, template::Style, train::TrainConfig};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, de::DeserializeOwned};
 
-pub(crate) use load::{compare, load, read_resolved};
+pub(crate) use load::{compare, load, read_resolved, resolve};
 pub(crate) use memory::MemoryLimit;
+pub(crate) use method::{Form, Merging, Method};
 
 /// Everything that decides what a run does.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -36,6 +38,8 @@ pub(crate) struct Config {
     pub(crate) memory_limit: MemoryLimit,
     /// How a task is put to the model in training and evaluation.
     pub(crate) style: Style,
+    /// What is computed and evaluated, in the order of the table; more may be named when a run is continued.
+    pub(crate) methods: Vec<Method>,
     pub(crate) generation: Generation,
     pub(crate) expert: ExpertSection,
     pub(crate) router: RouterSection,
@@ -57,8 +61,44 @@ pub(crate) struct Generation {
     pub(crate) shown_seeds: usize,
     /// Seeds shown with their outputs while responding.
     pub(crate) demonstrations: usize,
+    /// What must confirm a row besides the filters.
+    pub(crate) verify: Verify,
+    /// Further responses a task on which a vote is taken, with `verify = "majority"` or `"both"`.
+    pub(crate) samples: usize,
+    /// Divisor of their logits.
+    pub(crate) sample_temperature: f64,
+    /// Smallest share of all answers that the winning one must have.
+    pub(crate) min_agreement: f64,
+    /// Accepted rows that are trained on per domain, at most: the first ones.
+    pub(crate) rows: usize,
     /// Parts that can be made by different processes.
     pub(crate) shards: usize,
+}
+
+/// What must confirm a row besides the filters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Verify {
+    /// Nothing (the paper).
+    None,
+    /// Code runs to its end.
+    Execute,
+    /// Most samples agree on the answer.
+    Majority,
+    /// Whichever of the two suits the domain.
+    Both,
+}
+
+impl Verify {
+    /// Code is run.
+    pub(crate) fn executes(self) -> bool {
+        matches!(self, Self::Execute | Self::Both)
+    }
+
+    /// Votes are taken.
+    pub(crate) fn votes(self) -> bool {
+        matches!(self, Self::Majority | Self::Both)
+    }
 }
 
 /// LoRA experts.
@@ -77,11 +117,22 @@ pub(crate) struct RouterSection {
     pub(crate) training: TrainConfig,
 }
 
+impl RouterSection {
+    /// Everything that is wrong with it for so many experts.
+    pub(crate) fn faults(&self, experts: usize) -> Vec<String> {
+        [self.router.faults(experts), self.training.faults()].concat()
+    }
+}
+
 /// The check sets.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Evaluation {
     /// Check items per domain, at most.
     pub(crate) items: usize,
+    /// Check items left out at the start of each domain's file: those on which something was chosen.
+    pub(crate) skip: usize,
+    /// Domains that are evaluated although no expert is trained for them.
+    pub(crate) unseen_domains: Vec<String>,
     /// Parts that can be made by different processes.
     pub(crate) shards: usize,
     /// Responses of the mixture that the report shows, per domain.
@@ -89,6 +140,32 @@ pub(crate) struct Evaluation {
 }
 
 impl Config {
+    /// The router's section with other values for some of its keys. `top_k = all` is the number of experts.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the values.
+    pub(crate) fn router_with(&self, values: &[(String, String)]) -> Result<RouterSection, Vec<String>> {
+        let mut table = toml::Table::try_from(&self.router).map_err(|e| vec![e.to_string()])?;
+        let mut faults = Vec::new();
+        for (key, value) in values {
+            let value = match (key.as_str(), value.as_str()) {
+                ("top_k", "all") => toml::Value::Integer(self.domains.len() as i64),
+                (_, text) => text.parse().unwrap_or_else(|_| toml::Value::String(text.to_owned())),
+            };
+            faults.extend(
+                load::set::<RouterSection>(&mut table, key, &value)
+                    .err()
+                    .map(|fault| format!("{}: {}", fault.key, fault.what)),
+            );
+        }
+        if !faults.is_empty() {
+            return Err(faults);
+        }
+        let section: RouterSection = table.try_into().map_err(|e: toml::de::Error| vec![e.to_string()])?;
+        let faults = section.faults(self.domains.len());
+        if faults.is_empty() { Ok(section) } else { Err(faults) }
+    }
+
     /// What generation needs to know.
     pub(crate) fn recipe_settings(&self) -> recipe::Settings {
         recipe::Settings {
@@ -102,7 +179,7 @@ impl Config {
 }
 
 /// A set of starting values.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Preset {
     /// Small sizes: minutes on two cores.

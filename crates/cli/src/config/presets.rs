@@ -4,7 +4,8 @@ use mixse_model::{decoder::Precision, expert::LoraConfig, router::RouterConfig};
 use mixse_selfmoe::{template::Style, train::TrainConfig};
 
 use super::{
-    Config, Device, Evaluation, ExpertSection, Generation, MemoryLimit, Preset, RouterSection, Threads,
+    Config, Device, Evaluation, ExpertSection, Generation, MemoryLimit, Method, Preset, RouterSection,
+    Threads, Verify,
 };
 use crate::pull::catalog::DEFAULT_MODEL;
 
@@ -38,7 +39,7 @@ fn quick() -> Config {
             training: TrainConfig { batch_size: 8, epochs: 3, ..paper.router.training },
             ..paper.router
         },
-        evaluation: Evaluation { items: 40, shards: 1, samples: 2 },
+        evaluation: Evaluation { items: 40, shards: 1, ..paper.evaluation },
         ..paper
     }
 }
@@ -55,6 +56,7 @@ fn paper() -> Config {
         threads: Threads::All,
         memory_limit: MemoryLimit::Auto,
         style: Style::Completion,
+        methods: Method::usual(),
         generation: Generation {
             prompts: 20_000,
             tasks: 5000,
@@ -62,6 +64,11 @@ fn paper() -> Config {
             top_p: 0.98,
             shown_seeds: 3,
             demonstrations: 5,
+            verify: Verify::None,
+            samples: 4,
+            sample_temperature: 0.7,
+            min_agreement: 0.5,
+            rows: 5000,
             shards: 50,
         },
         expert: ExpertSection { lora: LoraConfig::default(), training: TrainConfig::default() },
@@ -70,6 +77,12 @@ fn paper() -> Config {
             // The paper does not say; at the experts' rate the router hardly moves from where it starts.
             training: TrainConfig { learning_rate: 1e-2, epochs: 1, ..TrainConfig::default() },
         },
-        evaluation: Evaluation { items: 1_000_000, shards: 4, samples: 2 },
+        evaluation: Evaluation {
+            items: 1_000_000,
+            skip: 0,
+            unseen_domains: Vec::new(),
+            shards: 4,
+            samples: 2,
+        },
     }
 }

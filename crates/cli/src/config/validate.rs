@@ -1,6 +1,6 @@
 //! Values that cannot work, found before anything starts.
 
-use super::{Config, load::Fault};
+use super::{Config, Method, load::Fault};
 
 /// All faults of a configuration that can be seen without looking at files.
 pub(super) fn faults(config: &Config) -> Vec<Fault> {
@@ -17,6 +17,8 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
     check.all("router.training", config.router.training.faults());
     check.positive("evaluation.items", config.evaluation.items);
     check.positive("evaluation.shards", config.evaluation.shards);
+    evaluation_domains(config, &mut check);
+    methods(config, &mut check);
     check.faults
 }
 
@@ -28,10 +30,49 @@ fn domains(config: &Config, check: &mut Check) {
     }
 }
 
+fn evaluation_domains(config: &Config, check: &mut Check) {
+    let unseen = &config.evaluation.unseen_domains;
+    for (i, domain) in unseen.iter().enumerate() {
+        let twice = unseen[..i].contains(domain) || config.domains.contains(domain);
+        check.that(
+            !twice,
+            "evaluation.unseen_domains",
+            format!("{domain:?} is there twice or has an expert"),
+        );
+    }
+}
+
+fn methods(config: &Config, check: &mut Check) {
+    check.that(!config.methods.is_empty(), "methods", "names nothing to evaluate");
+    for (i, method) in config.methods.iter().enumerate() {
+        let twice = config.methods[..i].iter().any(|other| other.id() == method.id());
+        check.that(!twice, "methods", format!("{method} is there twice"));
+        if let Method::Mixture(values) = method
+            && let Err(faults) = config.router_with(values)
+        {
+            faults.into_iter().for_each(|what| check.that(false, "methods", format!("{method}: {what}")));
+        }
+    }
+}
+
 fn generation(config: &Config, check: &mut Check) {
     let generation = &config.generation;
     check.positive("generation.prompts", generation.prompts);
     check.positive("generation.tasks", generation.tasks);
+    check.positive("generation.rows", generation.rows);
+    check.positive("generation.samples", generation.samples);
+    let temperature = generation.sample_temperature;
+    check.that(
+        temperature > 0.0 && temperature <= 10.0,
+        "generation.sample_temperature",
+        format!("{temperature} is not above 0 and at most 10"),
+    );
+    let agreement = generation.min_agreement;
+    check.that(
+        agreement > 0.0 && agreement <= 1.0,
+        "generation.min_agreement",
+        format!("{agreement} is not above 0 and at most 1"),
+    );
     let most = generation.prompts.min(generation.tasks).max(1);
     check.that(
         (1..=most).contains(&generation.shards),

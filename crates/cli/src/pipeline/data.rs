@@ -3,20 +3,21 @@
 use std::fs;
 
 use anyhow::{Context, bail};
-use mixse_eval::checks::Shard;
+use mixse_eval::{checks::Shard, sandbox::Outcome};
 use mixse_model::tokenizer::Bos;
 use mixse_selfmoe::{
     brainstorm::{self, Brainstormed},
-    domain::Domain,
+    confirm,
+    domain::{AnswerKind, Domain},
     jsonl,
     plan::{Input, Task, Work},
-    respond::{self, Responded},
-    select::{self, Funnel, RejectedRow, Selection},
+    respond::{self, Responded, Sampled},
+    select::{self, Assembly, Funnel, RejectedRow, Selection},
     shard::{Progress, ShardState},
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Pipeline, TaskResult, Watch, files, shards, share, value_input};
+use super::{Pipeline, TaskResult, Watch, evaluate::open_sandbox, files, shards, share, value_input};
 
 /// The tasks that were kept and what was not, between brainstorming and responding.
 #[derive(Serialize, Deserialize)]
@@ -67,10 +68,32 @@ impl Pipeline {
                 move |work| self.respond(domain, shard, work),
             ));
         }
-        let responded = (0..count).map(|k| Input::Task(format!("respond/{name}/{k}")));
+        let mut needed: Vec<Input> = (0..count).map(|k| Input::Task(format!("respond/{name}/{k}"))).collect();
+        if self.votes(domain) {
+            for shard in shards(count) {
+                tasks.push(Task::new(
+                    format!("sample/{name}/{}", shard.index),
+                    vec![
+                        self.model_input(),
+                        prompts.clone(),
+                        selected.clone(),
+                        value_input("shard", &[shard.index, count]),
+                        value_input("sampled", &self.sampled()),
+                    ],
+                    vec![files::sampled(name, shard.index)],
+                    move |work| self.sample(domain, shard, work),
+                ));
+                needed.push(Input::Task(format!("sample/{name}/{}", shard.index)));
+            }
+            needed.push(value_input("min_agreement", &generation.min_agreement));
+        }
+        if self.executes(domain) {
+            needed.push(value_input("execute", &true));
+        }
+        needed.push(selected);
         tasks.push(Task::new(
             format!("assemble/{name}"),
-            responded.chain([selected]).collect(),
+            needed,
             vec![files::rows(name), files::rejected(name), files::funnel(name)],
             move |work| self.assemble(domain, work),
         ));
@@ -123,6 +146,67 @@ impl Pipeline {
         Ok(fs::rename(made, work.output(files::responded(name, shard.index))?)?)
     }
 
+    /// A vote is taken on this domain's answers.
+    fn votes(&self, domain: &Domain) -> bool {
+        self.config.generation.verify.votes() && domain.manifest.answer != AnswerKind::Code
+    }
+
+    /// This domain's responses are run.
+    fn executes(&self, domain: &Domain) -> bool {
+        self.config.generation.verify.executes() && domain.manifest.answer == AnswerKind::Code
+    }
+
+    fn sampled(&self) -> Sampled {
+        let generation = &self.config.generation;
+        Sampled {
+            samples: generation.samples,
+            temperature: generation.sample_temperature as f32,
+            top_p: generation.top_p as f32,
+        }
+    }
+
+    fn sample(&self, domain: &Domain, shard: Shard, work: &Work<'_>) -> TaskResult {
+        let name = domain.name();
+        let tasks = read_selection(domain, work)?.tasks;
+        let tasks = shard.of(&tasks);
+        let made = work.scratch().join("samples.jsonl");
+        let sampled = self.sampled();
+        let label = format!("sample {name} {}", shard.index);
+        let mut watch = Watch::new(work, &label, "responses", tasks.len() * sampled.samples);
+        let mut tell = shard_progress(&mut watch);
+        let runner = self.models.runner(None)?;
+        let state = respond::sample_shard(&runner, domain, &self.recipe, tasks, sampled, &made, &mut tell)?;
+        drop(tell);
+        watch.finish()?;
+        complete(state)?;
+        Ok(fs::rename(made, work.output(files::sampled(name, shard.index))?)?)
+    }
+
+    /// Keeps what the configuration's checks confirm.
+    fn confirm(&self, domain: &Domain, assembly: Assembly, work: &Work<'_>) -> anyhow::Result<Assembly> {
+        let name = domain.name();
+        if self.votes(domain) {
+            let mut samples: Vec<Responded> = Vec::new();
+            for shard in 0..self.config.generation.shards {
+                samples.extend(jsonl::read(&work.run().join(files::sampled(name, shard)))?);
+            }
+            let generation = &self.config.generation;
+            let agreement = generation.min_agreement;
+            return Ok(confirm::by_majority(domain, assembly, &samples, generation.samples, agreement)?);
+        }
+        if self.executes(domain) {
+            let sandbox = open_sandbox().context("generation.verify asks to run code")?;
+            return confirm::by_execution(assembly, |programs| {
+                let mut failures = vec![None; programs.len()];
+                sandbox.run_all(programs, |index, outcome| {
+                    failures[index] = (outcome != Outcome::Passed).then(|| outcome.describe());
+                })?;
+                Ok(failures)
+            });
+        }
+        Ok(assembly)
+    }
+
     fn assemble(&self, domain: &Domain, work: &Work<'_>) -> TaskResult {
         let name = domain.name();
         let SelectionFile { tasks, rejected, funnel } = read_selection(domain, work)?;
@@ -132,6 +216,7 @@ impl Pipeline {
         }
         let selection = Selection { tasks, rejected, funnel };
         let assembly = select::assemble(domain, &self.recipe, self.models.hash()?, selection, &responses)?;
+        let assembly = self.confirm(domain, assembly, work)?;
         work.record("rows", assembly.rows.len() as f64);
         jsonl::write_atomic(&work.output(files::rows(name))?, &assembly.rows)?;
         jsonl::write_atomic(&work.output(files::rejected(name))?, &assembly.rejected)?;

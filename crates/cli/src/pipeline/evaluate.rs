@@ -1,14 +1,16 @@
-//! The check sets: base, each expert, random routing, mixture.
+//! The check sets, answered by everything that is compared.
 
 use std::{fs, path::Path, process::ExitCode, sync::Arc};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use mixse_eval::{
-    checks::{self, CheckSet, Shard},
+    checks::{self, CheckSet, Row, Shard},
     report::MethodKind,
     sandbox::{self, Launcher, Limits, Policy, Sandbox},
 };
 use mixse_model::{
+    decoder::Decoder,
+    generate::Runner,
     language::{Request, Sampling},
     mixture::Mixture,
 };
@@ -20,7 +22,7 @@ use mixse_selfmoe::{
 };
 
 use super::{Pipeline, TaskResult, Watch, files, shards, value_input};
-use crate::output::note;
+use crate::{config::Method, output::note};
 
 /// The hidden argument that makes this program the launcher of its own sandbox.
 const LAUNCHER_ARGUMENT: &str = "__sandbox-launcher";
@@ -30,83 +32,132 @@ pub(crate) fn launcher_main() -> Option<ExitCode> {
     (std::env::args_os().nth(1)? == LAUNCHER_ARGUMENT).then(sandbox::child_main)
 }
 
-/// Something that is evaluated.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Method {
-    Base,
+/// A row of the results table.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Evaluated {
+    /// One expert alone.
     Expert(String),
-    Random,
-    Mixture,
+    /// Anything else; never [`Method::Experts`], which stands for several rows.
+    Method(Method),
 }
 
-impl Method {
-    /// As ids and paths have it.
+impl Evaluated {
+    /// As task ids and paths have it.
     pub(super) fn id(&self) -> String {
         match self {
-            Self::Base => "base".into(),
             Self::Expert(name) => format!("expert-{name}"),
-            Self::Random => "random".into(),
-            Self::Mixture => "mixture".into(),
+            Self::Method(method) => method.id(),
         }
     }
 
-    /// As tables have it.
+    /// As configurations and studies name it.
+    pub(super) fn name(&self) -> String {
+        match self {
+            Self::Expert(name) => format!("expert {name}"),
+            Self::Method(method) => method.to_string(),
+        }
+    }
+
+    /// As a run's own table has it.
     pub(super) fn title(&self) -> String {
         match self {
-            Self::Base => "base".into(),
-            Self::Expert(name) => format!("expert {name}"),
-            Self::Random => "random routing".into(),
-            Self::Mixture => "mixture".into(),
+            Self::Method(Method::Random) => "random routing".into(),
+            Self::Method(Method::Oracle) => "oracle domain".into(),
+            other => other.name(),
         }
     }
 
     pub(super) fn kind(&self) -> MethodKind {
         match self {
-            Self::Base => MethodKind::Base,
             Self::Expert(_) => MethodKind::Expert,
-            Self::Random => MethodKind::Random,
-            Self::Mixture => MethodKind::Mixture,
+            Self::Method(method) => method.kind(),
         }
     }
+
+    pub(super) fn is_own_mixture(&self) -> bool {
+        self.kind() == MethodKind::Mixture
+    }
+}
+
+/// Right answers and items of a task.
+#[derive(Default)]
+struct Tally {
+    correct: usize,
+    items: usize,
+}
+
+impl Tally {
+    fn add(&mut self, rows: &[Row]) {
+        self.correct += rows.iter().filter(|row| row.correct).count();
+        self.items += rows.len();
+    }
+
+    fn record(&self, work: &Work<'_>) {
+        work.record("correct", self.correct as f64);
+        work.record("items", self.items as f64);
+    }
+}
+
+/// A model that is ready to answer.
+enum Prepared {
+    Base,
+    Mixture(Mixture),
+    /// A base with changed weights.
+    Merged(Decoder),
 }
 
 impl Pipeline {
     pub(super) fn evaluation_tasks(&self) -> Vec<Task<'_>> {
-        let mut tasks = Vec::new();
-        let all_experts: Vec<Input> =
-            self.names().iter().map(|name| Input::Task(format!("expert/{name}"))).collect();
-        for method in self.outline().methods() {
-            let needed = match &method {
-                Method::Base => vec![],
-                Method::Expert(name) => vec![Input::Task(format!("expert/{name}"))],
-                Method::Random => all_experts.clone(),
-                Method::Mixture => [all_experts.clone(), vec![Input::Task("router".into())]].concat(),
-            };
-            for shard in shards(self.config.evaluation.shards) {
-                let items: Vec<&[Example]> =
-                    self.domains.iter().map(|d| shard.of(self.outline().check_items(d))).collect();
-                let mut inputs = vec![
-                    self.model_input(),
-                    value_input("items", &items),
-                    value_input("template", &(self.config.style, &self.template)),
-                    value_input("seed", &self.config.seed),
-                ];
-                inputs.extend(needed.clone());
-                let method = method.clone();
-                tasks.push(Task::new(
-                    format!("eval/{}/{}", method.id(), shard.index),
-                    inputs,
-                    self.domains.iter().map(|d| files::checks(&method.id(), d.name(), shard.index)).collect(),
-                    move |work| self.evaluate(&method, shard, work),
-                ));
-            }
+        let mut rows = self.outline().evaluated();
+        // The oracle's row is put together from the experts' answers, which stand before it.
+        if self.config.methods.contains(&Method::Oracle) {
+            let missing: Vec<Evaluated> =
+                self.names().into_iter().map(Evaluated::Expert).filter(|row| !rows.contains(row)).collect();
+            rows.extend(missing);
+            rows.sort_by_key(|row| *row == Evaluated::Method(Method::Oracle));
         }
-        tasks
+        let tasks = rows.into_iter().flat_map(|row| {
+            shards(self.config.evaluation.shards).map(move |shard| self.evaluation_task(row.clone(), shard))
+        });
+        tasks.collect()
     }
 
-    fn evaluate(&self, method: &Method, shard: Shard, work: &Work<'_>) -> TaskResult {
-        let mixture = self.method_mixture(method, work.run())?;
-        let runner = self.models.runner(mixture.as_ref())?;
+    fn evaluation_task(&self, row: Evaluated, shard: Shard) -> Task<'_> {
+        let items: Vec<&[Example]> =
+            self.domains.iter().map(|d| shard.of(self.outline().check_items(d))).collect();
+        let limits: Vec<usize> = self.domains.iter().map(|d| d.manifest.limits.max_response_tokens).collect();
+        let mut inputs = vec![
+            self.model_input(),
+            value_input("items", &items),
+            value_input("limits", &limits),
+            value_input("template", &(self.config.style, &self.template)),
+        ];
+        inputs.extend(match &row {
+            Evaluated::Expert(name) => vec![Input::Task(format!("expert/{name}"))],
+            Evaluated::Method(Method::Oracle) => {
+                let answers = self.names().into_iter().map(Evaluated::Expert);
+                answers.map(|row| Input::Task(format!("eval/{}/{}", row.id(), shard.index))).collect()
+            }
+            Evaluated::Method(method) => self.evaluation_needs(method),
+        });
+        if row == Evaluated::Method(Method::Random) {
+            inputs.push(value_input("seed", &self.config.seed));
+        }
+        let outputs = self.domains.iter().map(|d| files::checks(&row.id(), d.name(), shard.index)).collect();
+        let id = format!("eval/{}/{}", row.id(), shard.index);
+        Task::new(id, inputs, outputs, move |work| match &row {
+            Evaluated::Method(Method::Oracle) => self.evaluate_oracle(&row, shard, work),
+            _ => self.evaluate(&row, shard, work),
+        })
+    }
+
+    fn evaluate(&self, row: &Evaluated, shard: Shard, work: &Work<'_>) -> TaskResult {
+        let prepared = self.prepare(row, work.run())?;
+        let runner = match &prepared {
+            Prepared::Base => self.models.runner(None)?,
+            Prepared::Mixture(mixture) => self.models.runner(Some(mixture))?,
+            Prepared::Merged(decoder) => Runner::new(decoder, self.models.tokenizer()?, None),
+        };
         let runs_code = |item: &Example| matches!(item.answer, Some(Answer::Code { .. }));
         let sandbox = if self.domains.iter().any(|d| self.outline().check_items(d).iter().any(runs_code)) {
             open_sandbox().map_err(|e| note(format_args!("coding answers are not tested: {e:#}"))).ok()
@@ -114,10 +165,10 @@ impl Pipeline {
             None
         };
         let asked: usize = self.domains.iter().map(|d| shard.of(self.outline().check_items(d)).len()).sum();
-        let label = format!("eval {} {}", method.title(), shard.index);
+        let label = format!("eval {} {}", row.title(), shard.index);
         let mut watch = Watch::new(work, &label, "items", asked);
-        let (mut correct, mut total) = (0, 0);
-        for domain in &self.domains {
+        let mut tally = Tally::default();
+        for domain in self.domains.iter() {
             let style = |item: &Example| self.check_request(domain, item);
             let set = CheckSet {
                 items: self.outline().check_items(domain),
@@ -130,24 +181,57 @@ impl Pipeline {
             let mut fresh = 0;
             let rows = checks::run_shard(&runner, &set, shard, &scratch, &mut |row| {
                 fresh += 1;
-                watch.at(total + fresh, row.tokens as u64)
+                watch.at(tally.items + fresh, row.tokens as u64)
             })?;
-            correct += rows.iter().filter(|row| row.correct).count();
-            total += rows.len();
-            fs::copy(&scratch, work.output(files::checks(&method.id(), domain.name(), shard.index))?)?;
+            tally.add(&rows);
+            fs::copy(&scratch, work.output(files::checks(&row.id(), domain.name(), shard.index))?)?;
         }
-        work.record("correct", correct as f64);
-        work.record("items", total as f64);
+        tally.record(work);
         Ok(watch.finish()?)
     }
 
-    fn method_mixture(&self, method: &Method, run: &Path) -> anyhow::Result<Option<Mixture>> {
-        Ok(match method {
-            Method::Base => None,
-            Method::Expert(name) => Some(self.one_expert(run, name)?),
-            Method::Random => Some(self.random_mixture(run)?),
-            Method::Mixture => Some(self.mixture(run)?),
-        })
+    /// Each domain's rows from its own expert; a domain without expert has none.
+    fn evaluate_oracle(&self, row: &Evaluated, shard: Shard, work: &Work<'_>) -> TaskResult {
+        let mut tally = Tally::default();
+        for domain in self.domains.iter() {
+            let name = domain.name();
+            let made = work.output(files::checks(&row.id(), name, shard.index))?;
+            if self.outline().own_domains().iter().any(|own| own.name() == name) {
+                let expert = Evaluated::Expert(name.to_owned());
+                let rows = work.run().join(files::checks(&expert.id(), name, shard.index));
+                tally.add(&mixse_eval::rows::read::<Row>(&rows)?);
+                fs::copy(&rows, made)?;
+            } else {
+                fs::write(made, "")?;
+            }
+        }
+        tally.record(work);
+        Ok(())
+    }
+
+    fn prepare(&self, row: &Evaluated, run: &Path) -> anyhow::Result<Prepared> {
+        let method = match row {
+            Evaluated::Expert(name) => {
+                return Ok(Prepared::Mixture(
+                    self.one_adapter(&run.join(files::expert(&files::main(), name)))?,
+                ));
+            }
+            Evaluated::Method(method) => method,
+        };
+        let own = run.join(files::baseline(&method.id()));
+        Ok(Prepared::Mixture(match method {
+            Method::Base => return Ok(Prepared::Base),
+            Method::Merged(merging) if !merging.is_exact_as_adapter() => {
+                let deltas = self.merged_weights(merging, run)?;
+                return Ok(Prepared::Merged(self.models.merged(deltas)?));
+            }
+            Method::InstanceMerging | Method::Merged(_) => self.one_adapter(&own)?,
+            Method::Random => self.random_mixture(run)?,
+            Method::Mixture(values) if values.is_empty() => self.mixture(run, &files::router(run))?,
+            Method::Mixture(_) => self.mixture(run, &files::router(&own))?,
+            Method::Joint | Method::SeedOnly => self.mixture(&own, &files::router(&own))?,
+            Method::Experts | Method::Oracle => bail!("{method} is no single model"),
+        }))
     }
 
     /// How a check item is asked.
@@ -177,7 +261,7 @@ pub(crate) fn sandbox_launcher() -> mixse_eval::Result<Launcher> {
 }
 
 /// The sandbox for generated code, with the reason if there is none.
-fn open_sandbox() -> anyhow::Result<Sandbox> {
+pub(super) fn open_sandbox() -> anyhow::Result<Sandbox> {
     Sandbox::open(sandbox_launcher()?, Limits::default(), Policy::RequireMinimum)
         .context("code cannot be run")
 }

@@ -1,6 +1,6 @@
 //! Where things are in a run directory.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub(super) fn brainstormed(domain: &str, shard: usize) -> PathBuf {
     format!("data/shards/{domain}.brainstorm.{shard}.jsonl").into()
@@ -12,6 +12,10 @@ pub(super) fn selection(domain: &str) -> PathBuf {
 
 pub(super) fn responded(domain: &str, shard: usize) -> PathBuf {
     format!("data/shards/{domain}.respond.{shard}.jsonl").into()
+}
+
+pub(super) fn sampled(domain: &str, shard: usize) -> PathBuf {
+    format!("data/shards/{domain}.sample.{shard}.jsonl").into()
 }
 
 pub(super) fn rows(domain: &str) -> PathBuf {
@@ -26,20 +30,28 @@ pub(super) fn funnel(domain: &str) -> PathBuf {
     format!("data/{domain}.funnel.json").into()
 }
 
-pub(super) fn expert(domain: &str) -> PathBuf {
-    format!("experts/{domain}").into()
+/// What a method other than the run's own mixture has made.
+pub(super) fn baseline(id: &str) -> PathBuf {
+    Path::new("baselines").join(id)
 }
 
-pub(super) fn expert_losses(domain: &str) -> PathBuf {
-    format!("losses/{domain}.json").into()
+/// One expert a domain, below `root`: the run directory itself or a baseline's.
+pub(super) fn expert(root: &Path, domain: &str) -> PathBuf {
+    root.join("experts").join(domain)
 }
 
-pub(super) fn router() -> PathBuf {
-    "router".into()
+/// The run's own experts and router.
+pub(super) fn main() -> PathBuf {
+    PathBuf::new()
 }
 
-pub(super) fn router_losses() -> PathBuf {
-    "losses/router.json".into()
+pub(super) fn router(root: &Path) -> PathBuf {
+    root.join("router")
+}
+
+/// Losses of a training, by its task's name.
+pub(super) fn losses(training: &str) -> PathBuf {
+    format!("losses/{training}.json").into()
 }
 
 pub(super) fn checks(method: &str, domain: &str, shard: usize) -> PathBuf {

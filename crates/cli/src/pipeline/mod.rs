@@ -1,12 +1,14 @@
 //! The whole method as a plan of tasks over a run directory.
 //!
 //! ```text
-//! brainstorm/D/K → select/D → respond/D/K → assemble/D → expert/D → router → eval/METHOD/K → routing → report
+//! brainstorm/D/K → select/D → respond/D/K → assemble/D → expert/D → router → baseline/METHOD → eval/METHOD/K → routing → report
 //! ```
 
+mod baselines;
 mod data;
 mod evaluate;
 mod files;
+mod findings;
 mod models;
 mod outline;
 mod report;
@@ -14,7 +16,7 @@ mod routing;
 mod run_directory;
 mod train;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, rc::Rc};
 
 use anyhow::Context;
 use mixse_eval::checks::Shard;
@@ -28,17 +30,19 @@ use serde::Serialize;
 
 use crate::{config::Config, machine::peak_memory, progress::Progress, pull::Cache};
 pub(crate) use evaluate::{launcher_main, sandbox_launcher};
-use models::Models;
-pub(crate) use outline::{Outline, open_domains};
+pub(crate) use findings::RunPlace;
+pub(crate) use models::Models;
+pub(crate) use outline::{Outline, find_domains, open_domains};
 pub(crate) use run_directory::RunDirectory;
 
 /// Everything that tasks work with: the configuration and what it names.
 pub(crate) struct Pipeline {
     config: Config,
+    /// Those of the experts, then those that are only evaluated.
     domains: Vec<Domain>,
     recipe: Recipe,
     template: InstructionTemplate,
-    models: Models,
+    models: Rc<Models>,
 }
 
 /// The figure under which tasks record the most memory that their process has held, in bytes.
@@ -60,30 +64,39 @@ impl Pipeline {
         let domains = open_domains(&config)?;
         let recipe = Recipe::built_in(config.recipe_settings())?;
         let template = InstructionTemplate::built_in()?;
-        let models = Models::named(&config);
+        let models = Rc::new(Models::named(&config));
         Ok(Self { config, domains, recipe, template, models })
     }
 
     /// Finds (and pulls) the base model and checks its files; without it the plan can only be looked at.
     pub(crate) fn open_base(&mut self, cache: &Cache) -> anyhow::Result<()> {
-        self.models = Models::open(&self.config, cache)?;
+        self.models = Rc::new(Models::open(&self.config, cache)?);
         Ok(())
+    }
+
+    /// Uses a base model that another pipeline with the same base, precision and device has opened.
+    pub(crate) fn share_base(&mut self, models: Rc<Models>) {
+        self.models = models;
     }
 
     /// The plan over a run directory.
     pub(crate) fn plan<'a>(&'a self, run: &'a RunDirectory) -> anyhow::Result<Plan<'a>> {
         let mut tasks = self.all_data_tasks()?;
-        tasks.extend(self.domains.iter().map(|domain| self.expert_task(domain)));
-        tasks.push(self.router_task());
+        tasks.extend(self.own_domains().iter().map(|domain| self.expert_task(domain)));
+        if self.outline().evaluates_mixture() {
+            tasks.push(self.router_task());
+        }
+        for method in &self.config.methods {
+            tasks.extend(self.baseline_tasks(method)?);
+        }
         tasks.extend(self.evaluation_tasks());
-        tasks.push(self.routing_task());
+        if self.outline().evaluates_mixture() {
+            tasks.push(self.routing_task());
+        }
         let everything = tasks.iter().map(|task| Input::Task(task.id().to_owned())).collect();
-        tasks.push(Task::new(
-            "report",
-            everything,
-            vec!["report.html".into(), "report.json".into()],
-            move |work| Ok(self.write_report(run, work)?),
-        ));
+        let report = vec!["report.html".into(), "report.json".into()];
+        let write = move |work: &Work<'_>| Ok(self.write_report(run, work)?);
+        tasks.push(Task::new("report", everything, report, write).of_this_run());
         Ok(Plan::new(run.path(), tasks)?)
     }
 
@@ -94,7 +107,7 @@ impl Pipeline {
 
     fn all_data_tasks(&self) -> anyhow::Result<Vec<Task<'_>>> {
         let mut tasks = Vec::new();
-        for domain in &self.domains {
+        for domain in self.own_domains() {
             tasks.extend(self.data_tasks(domain)?);
         }
         Ok(tasks)
@@ -114,6 +127,10 @@ impl Pipeline {
     /// What follows from the configuration and the domains alone.
     fn outline(&self) -> Outline<'_> {
         Outline { config: &self.config, domains: &self.domains }
+    }
+
+    fn own_domains(&self) -> &[Domain] {
+        self.outline().own_domains()
     }
 
     fn names(&self) -> Vec<String> {

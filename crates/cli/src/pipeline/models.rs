@@ -1,15 +1,16 @@
 //! The base model: named at first, opened before anything runs, loaded when a task needs it.
 
-use std::cell::OnceCell;
+use std::{cell::OnceCell, path::PathBuf};
 
 use anyhow::Context;
 use mixse_model::{
-    decoder::{Decoder, LoadOptions},
+    decoder::{Decoder, LoadOptions, Precision},
     generate::Runner,
     mixture::Mixture,
     tokenizer::{Bos, Tokenizer},
     weights::Checkpoint,
 };
+use mixse_selfmoe::merge::Deltas;
 
 use crate::{
     config::{Config, Device},
@@ -17,12 +18,13 @@ use crate::{
     pull::{Cache, ModelSource, resolve_model},
 };
 
-pub(super) struct Models {
+pub(crate) struct Models {
     name: String,
     opened: Option<Opened>,
 }
 
 struct Opened {
+    path: PathBuf,
     checkpoint: Checkpoint,
     hash: String,
     options: LoadOptions,
@@ -36,7 +38,7 @@ impl Models {
     }
 
     /// Finds (and pulls) the base model of a configuration and checks its files.
-    pub(super) fn open(config: &Config, cache: &Cache) -> anyhow::Result<Self> {
+    pub(crate) fn open(config: &Config, cache: &Cache) -> anyhow::Result<Self> {
         let path = match resolve_model(&config.base, cache)? {
             ModelSource::Base(path) => path,
             ModelSource::Run(path) => {
@@ -53,7 +55,7 @@ impl Models {
             device: device(config.device)?,
             portable: config.portable,
         };
-        let opened = Opened { checkpoint, hash, options, decoder: OnceCell::new() };
+        let opened = Opened { path, checkpoint, hash, options, decoder: OnceCell::new() };
         Ok(Self { opened: Some(opened), ..Self::named(config) })
     }
 
@@ -81,6 +83,14 @@ impl Models {
             let _ = opened.decoder.set(decoder);
         }
         opened.decoder.get().context("the model was not kept")
+    }
+
+    /// The base with changes of its weights merged in, held as 32-bit floats: rounding the sums would lose part of the
+    /// changes, which are small beside the weights.
+    pub(super) fn merged(&self, deltas: Deltas) -> anyhow::Result<Decoder> {
+        let opened = self.opened()?;
+        let checkpoint = Checkpoint::open(&opened.path)?.with_deltas(deltas)?;
+        Ok(Decoder::load(&checkpoint, &LoadOptions { precision: Precision::F32, ..opened.options.clone() })?)
     }
 
     pub(super) fn runner<'a>(&'a self, mixture: Option<&'a Mixture>) -> anyhow::Result<Runner<'a>> {

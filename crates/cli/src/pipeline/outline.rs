@@ -8,14 +8,20 @@ use mixse_selfmoe::{
     record::Example,
 };
 
-use super::{evaluate::Method, files, shards};
-use crate::{config::Config, output::usage_error};
+use super::{evaluate::Evaluated, files, shards};
+use crate::{
+    config::{Config, Method},
+    output::usage_error,
+};
 
-/// Finds the domains that a configuration names; all faults are said at once.
-pub(crate) fn open_domains(config: &Config) -> anyhow::Result<Vec<Domain>> {
+/// Finds the domains that a configuration names: those of the experts, then those that are only evaluated.
+///
+/// # Errors
+/// Everything that is wrong with them.
+pub(crate) fn find_domains(config: &Config) -> Result<Vec<Domain>, Vec<String>> {
     let mut faults = Vec::new();
     let mut domains: Vec<Domain> = Vec::new();
-    for name in &config.domains {
+    for name in config.domains.iter().chain(&config.evaluation.unseen_domains) {
         match domain::find(name) {
             Ok(domain) if domains.iter().any(|other| other.name() == domain.name()) => {
                 faults.push(format!("two domains are called {:?}", domain.name()));
@@ -24,41 +30,61 @@ pub(crate) fn open_domains(config: &Config) -> anyhow::Result<Vec<Domain>> {
             Err(e) => faults.push(e.to_string()),
         }
     }
-    if !faults.is_empty() {
-        return Err(usage_error(format!("wrong domains:\n  {}", faults.join("\n  "))));
-    }
-    Ok(domains)
+    if faults.is_empty() { Ok(domains) } else { Err(faults) }
+}
+
+/// [`find_domains`]; all faults are said at once.
+pub(crate) fn open_domains(config: &Config) -> anyhow::Result<Vec<Domain>> {
+    find_domains(config).map_err(|faults| usage_error(format!("wrong domains:\n  {}", faults.join("\n  "))))
 }
 
 /// A run's configuration with its domains opened.
 #[derive(Clone, Copy)]
 pub(crate) struct Outline<'a> {
     pub(crate) config: &'a Config,
+    /// As [`open_domains`] gives them.
     pub(crate) domains: &'a [Domain],
 }
 
 impl<'a> Outline<'a> {
-    /// The domains' names, which are the experts' names too, in the router's order.
+    /// The domains that have an expert.
+    pub(super) fn own_domains(self) -> &'a [Domain] {
+        &self.domains[..self.config.domains.len().min(self.domains.len())]
+    }
+
+    /// Their names, which are the experts' names too, in the router's order.
     pub(super) fn names(self) -> Vec<String> {
-        self.domains.iter().map(|domain| domain.name().to_owned()).collect()
+        self.own_domains().iter().map(|domain| domain.name().to_owned()).collect()
     }
 
     /// What is evaluated, in the order of the table.
-    pub(super) fn methods(self) -> Vec<Method> {
-        let experts = self.names().into_iter().map(Method::Expert);
-        [Method::Base].into_iter().chain(experts).chain([Method::Random, Method::Mixture]).collect()
+    pub(super) fn evaluated(self) -> Vec<Evaluated> {
+        let mut rows = Vec::new();
+        for method in &self.config.methods {
+            match method {
+                Method::Experts => rows.extend(self.names().into_iter().map(Evaluated::Expert)),
+                other => rows.push(Evaluated::Method(other.clone())),
+            }
+        }
+        rows
+    }
+
+    /// The run's own mixture is among them.
+    pub(super) fn evaluates_mixture(self) -> bool {
+        self.evaluated().iter().any(Evaluated::is_own_mixture)
     }
 
     pub(super) fn check_items(self, domain: &'a Domain) -> &'a [Example] {
-        &domain.check[..domain.check.len().min(self.config.evaluation.items)]
+        let rest = domain.check.get(self.config.evaluation.skip..).unwrap_or_default();
+        &rest[..rest.len().min(self.config.evaluation.items)]
     }
 
-    /// All rows of a method on a domain, in the order of the items.
-    pub(super) fn check_rows(self, run: &Path, method: &Method, domain: &Domain) -> anyhow::Result<Vec<Row>> {
+    /// All answers of a row of the table on a domain, in the order of the items.
+    pub(super) fn check_rows(self, run: &Path, row: &Evaluated, domain: &Domain) -> anyhow::Result<Vec<Row>> {
         let mut rows = Vec::new();
         for shard in shards(self.config.evaluation.shards) {
             rows.extend(mixse_eval::rows::read::<Row>(&run.join(files::checks(
-                &method.id(),
+                &row.id(),
                 domain.name(),
                 shard.index,
             )))?);
@@ -66,11 +92,11 @@ impl<'a> Outline<'a> {
         Ok(rows)
     }
 
-    /// Whether the method has been evaluated on all domains.
-    pub(super) fn is_evaluated(self, run: &Path, method: &Method) -> bool {
+    /// Whether the row has been evaluated on all domains.
+    pub(super) fn is_evaluated(self, run: &Path, row: &Evaluated) -> bool {
         self.domains.iter().all(|domain| {
             shards(self.config.evaluation.shards)
-                .all(|shard| run.join(files::checks(&method.id(), domain.name(), shard.index)).exists())
+                .all(|shard| run.join(files::checks(&row.id(), domain.name(), shard.index)).exists())
         })
     }
 }

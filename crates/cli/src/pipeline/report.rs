@@ -11,7 +11,8 @@ use anyhow::Context;
 use mixse_eval::{
     checks::Row,
     report::{
-        Comparison, Count, Curve, Fact, FileLink, Funnel, Method as MethodRow, ReportData, TaskTime, render,
+        Comparison, Count, Curve, Fact, FileLink, Funnel, Method as MethodRow, MethodKind, ReportData,
+        TaskTime, render,
     },
     sandbox::Python,
     stats::paired_bootstrap,
@@ -22,8 +23,8 @@ use mixse_selfmoe::{
 };
 use serde::de::DeserializeOwned;
 
-use super::{Outline, PEAK_MEMORY, Pipeline, RunDirectory, evaluate::Method, files, routing::RoutingFile};
-use crate::{machine::Machine, output::bytes};
+use super::{Outline, PEAK_MEMORY, Pipeline, RunDirectory, evaluate::Evaluated, files, routing::RoutingFile};
+use crate::{config::Method, machine::Machine, output::bytes};
 
 /// Resamples of the paired bootstrap.
 const RESAMPLES: usize = 10_000;
@@ -73,7 +74,7 @@ impl Outline<'_> {
         let curves = self.curves(run.path(), &mut missing)?;
         let results = self.results(run.path(), &mut notes, &mut missing)?;
         let routing: Option<RoutingFile> = read_json(&run.path().join(files::routing()))?;
-        if routing.is_none() {
+        if routing.is_none() && self.evaluates_mixture() {
             missing.push("the routing".into());
         }
         let (routing, samples) = routing.map_or((None, Vec::new()), |r| (Some(r.routing), r.samples));
@@ -85,10 +86,10 @@ impl Outline<'_> {
                 .to_string()
                 .replace('T', " ")
                 .replace('Z', " UTC"),
-            domains: self.names(),
+            domains: self.domains.iter().map(|domain| domain.name().to_owned()).collect(),
             experts: self.names(),
             comparison: self.comparison(&results),
-            methods: results.iter().map(|(method, rows)| method_row(method, rows)).collect(),
+            methods: results.iter().map(|(row, answers)| method_row(row, answers)).collect(),
             routing,
             samples,
             curves,
@@ -108,9 +109,9 @@ impl Outline<'_> {
         run: &Path,
         notes: &mut Vec<String>,
         missing: &mut Vec<String>,
-    ) -> anyhow::Result<Vec<(Method, DomainRows)>> {
+    ) -> anyhow::Result<Vec<(Evaluated, DomainRows)>> {
         let mut results = Vec::new();
-        for method in self.methods() {
+        for method in self.evaluated() {
             if !self.is_evaluated(run, &method) {
                 missing.push(format!("evaluation of {}", method.title()));
                 continue;
@@ -119,7 +120,7 @@ impl Outline<'_> {
             for domain in self.domains {
                 let found = self.check_rows(run, &method, domain)?;
                 let skipped = self.check_items(domain).len().saturating_sub(found.len());
-                if skipped > 0 && method == Method::Base {
+                if skipped > 0 && method.kind() == MethodKind::Base {
                     notes.push(format!(
                         "{skipped} items of {} were skipped, because generated code could not be run: see `mixse doctor`.",
                         domain.name()
@@ -133,27 +134,34 @@ impl Outline<'_> {
     }
 
     /// The mixture against the base, item by item.
-    fn comparison(self, results: &[(Method, DomainRows)]) -> Option<Comparison> {
-        let scores = |wanted: &Method| -> Option<Vec<f64>> {
-            let rows = &results.iter().find(|(method, _)| method == wanted)?.1;
-            Some(rows.values().flatten().map(|row| f64::from(u8::from(row.correct))).collect())
+    fn comparison(self, results: &[(Evaluated, DomainRows)]) -> Option<Comparison> {
+        let scores = |wanted: MethodKind| -> Option<Vec<f64>> {
+            let answers = &results.iter().find(|(row, _)| row.kind() == wanted)?.1;
+            Some(answers.values().flatten().map(|row| f64::from(u8::from(row.correct))).collect())
         };
-        let found = paired_bootstrap(
-            &scores(&Method::Mixture)?,
-            &scores(&Method::Base)?,
-            RESAMPLES,
-            self.config.seed,
-        )?;
+        let mixture = scores(MethodKind::Mixture)?;
+        let found = paired_bootstrap(&mixture, &scores(MethodKind::Base)?, RESAMPLES, self.config.seed)?;
         let interval = found.interval;
         Some(Comparison { difference: found.difference, low: interval.low, high: interval.high, p: found.p })
     }
 
     fn curves(self, run: &Path, missing: &mut Vec<String>) -> anyhow::Result<Vec<Curve>> {
-        let experts =
-            self.names().into_iter().map(|name| (format!("expert {name}"), files::expert_losses(&name)));
+        let mut trainings: Vec<(String, String)> =
+            self.names().into_iter().map(|name| (format!("expert {name}"), name)).collect();
+        for method in &self.config.methods {
+            let id = method.id();
+            match method {
+                Method::Mixture(values) if values.is_empty() => {
+                    trainings.push(("router".into(), "router".into()))
+                }
+                Method::Mixture(_) => trainings.push((format!("router of {method}"), id)),
+                Method::InstanceMerging | Method::Joint => trainings.push((method.to_string(), id)),
+                _ => {}
+            }
+        }
         let mut curves = Vec::new();
-        for (name, file) in experts.chain([("router".to_owned(), files::router_losses())]) {
-            match read_json(&run.join(file))? {
+        for (name, training) in trainings {
+            match read_json(&run.join(files::losses(&training)))? {
                 Some(losses) => curves.push(Curve { name, losses }),
                 None => missing.push(format!("training of {name}")),
             }
@@ -191,7 +199,7 @@ fn funnel(domain: String, found: &select::Funnel) -> Funnel {
 /// Rows of a method by domain.
 type DomainRows = BTreeMap<String, Vec<Row>>;
 
-fn method_row(method: &Method, rows: &DomainRows) -> MethodRow {
+fn method_row(method: &Evaluated, rows: &DomainRows) -> MethodRow {
     let count =
         |rows: &Vec<Row>| Count { correct: rows.iter().filter(|row| row.correct).count(), total: rows.len() };
     MethodRow {
@@ -231,7 +239,7 @@ fn totals(tasks: &[State]) -> Vec<Fact> {
         tasks.iter().filter(|task| kinds.iter().any(|kind| task.task.starts_with(kind))).collect()
     };
     let speed = |kinds: &[&str]| {
-        let tasks = of(kinds);
+        let tasks: Vec<&State> = of(kinds).into_iter().filter(|task| !task.reused).collect();
         let tokens: f64 = tasks.iter().filter_map(|task| task.figures.get("tokens")).sum();
         let seconds: f64 = tasks.iter().map(|task| task.seconds).sum();
         format!("{:.0} tokens/s", if seconds > 0.0 { tokens / seconds } else { 0.0 })
@@ -243,7 +251,7 @@ fn totals(tasks: &[State]) -> Vec<Fact> {
             humantime::format_duration(std::time::Duration::from_secs(seconds as u64)).to_string(),
         ),
         Fact::new("generation", speed(&["brainstorm/", "respond/"])),
-        Fact::new("expert training", speed(&["expert/"])),
+        Fact::new("expert training", speed(&["expert/", "baseline/instance-merging"])),
         Fact::new("router training", speed(&["router"])),
         Fact::new("evaluation", speed(&["eval/"])),
     ];
@@ -288,6 +296,10 @@ fn result_files(run: &Path) -> anyhow::Result<Vec<FileLink>> {
         _ if path.ends_with("adapter_model.safetensors") => Some("an expert's weights, in PEFT's format"),
         _ if path.starts_with("router/") && path.ends_with(".safetensors") => Some("the router's weights"),
         "eval/routing.json" => Some("routing and samples"),
+        _ if path.starts_with("baselines/") && path.ends_with("/router.safetensors") => {
+            Some("a baseline's router")
+        }
+        _ if path.ends_with("merge.json") => Some("how experts were merged"),
         _ if path.starts_with("eval/mixture/") => Some("the mixture's responses"),
         _ => None,
     };

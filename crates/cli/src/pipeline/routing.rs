@@ -1,7 +1,8 @@
 //! Where the mixture's tokens went: the heatmap and the coloured samples of the report.
 
-use std::{fs, sync::Arc};
+use std::{fs, path::Path, sync::Arc};
 
+use anyhow::Context;
 use mixse_eval::{
     checks::Row,
     report::{Routing, RoutingRow, Sample, Token},
@@ -18,7 +19,8 @@ use mixse_selfmoe::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Pipeline, TaskResult, Watch, evaluate::Method, files, shards, value_input};
+use super::{Pipeline, TaskResult, Watch, evaluate::Evaluated, files, shards, value_input};
+use crate::config::Method;
 
 /// Responses per domain that are routed for the heatmap: enough for shares to a percent.
 const ROUTED_ITEMS: usize = 25;
@@ -34,18 +36,23 @@ impl Pipeline {
     pub(super) fn routing_task(&self) -> Task<'_> {
         let evaluated =
             shards(self.config.evaluation.shards).map(|s| Input::Task(format!("eval/mixture/{}", s.index)));
-        let inputs = evaluated
-            .chain([Input::Task("router".into()), value_input("samples", &self.config.evaluation.samples)]);
+        let settings = [
+            Input::Task("router".into()),
+            self.model_input(),
+            value_input("samples", &self.config.evaluation.samples),
+        ];
+        let inputs = evaluated.chain(self.all_experts()).chain(settings);
         Task::new("routing", inputs.collect(), vec![files::routing()], |work| self.route(work))
     }
 
     fn route(&self, work: &Work<'_>) -> TaskResult {
-        let mixture = self.mixture(work.run())?;
+        let mixture = self.mixture(work.run(), &files::router(work.run()))?;
+        let own = Evaluated::Method(Method::Mixture(Vec::new()));
         let mut watch = Watch::new(work, "routing", "domains", self.domains.len());
         let mut file = RoutingFile { routing: Routing { rows: Vec::new() }, samples: Vec::new() };
         for (index, domain) in self.domains.iter().enumerate() {
-            let rows = self.outline().check_rows(work.run(), &Method::Mixture, domain)?;
-            let mut sums = vec![0.0; self.domains.len()];
+            let rows = self.outline().check_rows(work.run(), &own, domain)?;
+            let mut sums = vec![0.0; mixture.experts.len()];
             let mut tokens = 0;
             for (place, row) in rows.iter().take(ROUTED_ITEMS).enumerate() {
                 let Some(item) = domain.check.iter().find(|item| item.id == row.id) else { continue };
@@ -75,7 +82,7 @@ impl Pipeline {
         let ids: Vec<u32> = prompt.iter().chain(&response).copied().collect();
         let ragged = Arc::new(Ragged::whole([ids.len()]));
         let gates = self.models.decoder()?.route(&ids, &ragged, mixture)?;
-        let experts = self.domains.len();
+        let experts = mixture.experts.len();
         let blocks = gates.len() as f32;
         let mut text = TextStream::default();
         let tokens = response.iter().enumerate().map(|(i, &id)| {
@@ -92,6 +99,13 @@ impl Pipeline {
         });
         Ok(tokens.collect())
     }
+}
+
+/// The routing of a finished run.
+pub(super) fn read_routing(run: &Path) -> anyhow::Result<RoutingFile> {
+    let path = run.join(files::routing());
+    let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))
 }
 
 fn sample(domain: &Domain, item: &Example, row: &Row, tokens: Vec<Token>) -> Sample {

@@ -38,9 +38,14 @@ pub(super) struct RunFile {
 }
 
 impl RunDirectory {
+    /// Where the configuration of a run directory is.
+    pub(crate) fn config_file(path: &Path) -> PathBuf {
+        path.join(CONFIG)
+    }
+
     /// The configuration that the directory was made with, if it is a run.
     pub(crate) fn stored_config(path: &Path) -> anyhow::Result<Option<Config>> {
-        let file = path.join(CONFIG);
+        let file = Self::config_file(path);
         if file.exists() { read_resolved(&file).map(Some) } else { Ok(None) }
     }
 
@@ -75,11 +80,12 @@ impl RunDirectory {
         Self { path: path.to_owned() }
     }
 
-    /// The directory, made and given its configuration if it is new.
+    /// The directory, made and given its configuration if it is new or evaluates other methods now.
     pub(crate) fn open(path: &Path, config: &Config) -> anyhow::Result<Self> {
         Self::check(path, config)?;
-        let file = path.join(CONFIG);
-        if !file.exists() {
+        let file = Self::config_file(path);
+        let there = Self::stored_config(path)?;
+        if there.is_none_or(|there| there.methods != config.methods) {
             let text = toml::to_string(config)?;
             write_atomic(&file, text.as_bytes())
                 .with_context(|| format!("cannot write {}", file.display()))?;

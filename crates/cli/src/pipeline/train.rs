@@ -1,6 +1,10 @@
-//! Experts and the router.
+//! Trainings: what goes in, where the result is kept, how progress is shown.
 
-use std::{fs, ops::ControlFlow, path::Path};
+use std::{
+    fs,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, bail};
 use mixse_model::{
@@ -20,109 +24,205 @@ use mixse_selfmoe::{
     plan::{Input, Task, Work},
     record::SyntheticRow,
     template::InstructionTemplate,
-    train::{Job, Outcome, StepReport, TrainConfig, TrainRow, check_expert, train_expert, train_router},
+    train::{
+        Job, Outcome, StepReport, TrainConfig, TrainRow, check_expert, train_expert, train_jointly,
+        train_router,
+    },
 };
 
 use super::{Pipeline, TaskResult, Watch, files, value_input};
 use crate::{
-    config::MemoryLimit,
+    config::{MemoryLimit, RouterSection},
     machine::{held_memory, unused_memory},
     output::{bytes, note},
 };
 
+/// What is trained on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Corpus {
+    /// The accepted rows that the base has written.
+    Synthetic,
+    /// The domains' seeds.
+    Seeds,
+}
+
+/// One training of an adapter.
+pub(super) struct ExpertTraining<'a> {
+    /// Its name, in the adapter and in the progress; the start is drawn from it.
+    pub(super) name: &'a str,
+    /// The domains whose rows it sees.
+    pub(super) domains: &'a [&'a Domain],
+    pub(super) corpus: Corpus,
+    /// Where the adapter and the losses are written, below the run directory.
+    pub(super) adapter: PathBuf,
+    pub(super) losses: PathBuf,
+}
+
+/// One training of a router over all experts of `root`.
+pub(super) struct RouterTraining<'a> {
+    pub(super) label: &'a str,
+    pub(super) section: &'a RouterSection,
+    pub(super) corpus: Corpus,
+    /// Where the experts are.
+    pub(super) experts: PathBuf,
+    /// Where the router and the losses are written.
+    pub(super) router: PathBuf,
+    pub(super) losses: PathBuf,
+}
+
 impl Pipeline {
     pub(super) fn expert_task<'a>(&'a self, domain: &'a Domain) -> Task<'a> {
         let name = domain.name();
+        let (adapter, losses) = (files::expert(&files::main(), name), files::losses(name));
         Task::new(
             format!("expert/{name}"),
-            vec![
-                self.model_input(),
-                Input::Task(format!("assemble/{name}")),
-                value_input("expert", &self.config.expert),
-                value_input("template", &(self.config.style, &self.template)),
-                value_input("seed", &self.config.seed),
-            ],
-            vec![files::expert(name), files::expert_losses(name)],
-            move |work| self.train_expert(name, work),
+            self.expert_inputs(&[domain], Corpus::Synthetic),
+            vec![adapter.clone(), losses.clone()],
+            move |work| {
+                let (adapter, losses) = (adapter.clone(), losses.clone());
+                let domains = [domain];
+                let corpus = Corpus::Synthetic;
+                self.train_expert(&ExpertTraining { name, domains: &domains, corpus, adapter, losses }, work)
+            },
         )
     }
 
     pub(super) fn router_task(&self) -> Task<'_> {
-        let needed = |kind: &'static str| {
-            self.domains.iter().map(move |d| Input::Task(format!("{kind}/{}", d.name())))
-        };
-        let settings = [
-            self.model_input(),
-            value_input("router", &self.config.router),
-            value_input("template", &(self.config.style, &self.template)),
-            value_input("seed", &self.config.seed),
-        ];
+        let (router, losses) = (files::router(&files::main()), files::losses("router"));
         Task::new(
             "router",
-            needed("assemble").chain(needed("expert")).chain(settings).collect(),
-            vec![files::router(), files::router_losses()],
-            |work| self.train_router(work),
+            [self.all_experts(), self.router_inputs(&self.config.router, Corpus::Synthetic)].concat(),
+            vec![router.clone(), losses.clone()],
+            move |work| {
+                let training = RouterTraining {
+                    label: "router",
+                    section: &self.config.router,
+                    corpus: Corpus::Synthetic,
+                    experts: files::main(),
+                    router: router.clone(),
+                    losses: losses.clone(),
+                };
+                self.train_router(&training, work)
+            },
         )
     }
 
-    fn train_expert(&self, domain: &str, work: &Work<'_>) -> TaskResult {
-        let rows = self.training_rows(domain, work)?;
-        let decoder = self.models.decoder()?;
-        let section = &self.config.expert;
-        let seed = Stream::new(self.config.seed, &format!("expert/{domain}"), 0).next_u64();
-        let start = Expert::init(domain, &section.lora, &decoder.config, seed)?;
-        let before = decoder.weights_hash()?;
-        let state = work.scratch().join("training");
-        let job = Job {
-            decoder,
-            rows: &rows,
-            config: &section.training,
-            seed,
-            memory: self.training_memory(decoder, &rows, &section.training, section.lora.rank, work),
-            state: Some(&state),
-        };
-        let mut training = Training::new(work, &format!("expert {domain}"));
-        let outcome = train_expert(job, &start, &mut |report| training.step(report))?;
-        let (expert, losses) = training.finish(outcome)?;
-        check_expert(decoder, &expert, &before, &rows[0])?;
-        let origin = peft::Origin { name: domain.to_owned(), base_hash: self.models.hash()?.to_owned() };
-        peft::write(
-            &expert,
-            &decoder.config,
-            self.models.name(),
-            &origin,
-            &work.output(files::expert(domain))?,
-        )?;
-        write_losses(&work.output(files::expert_losses(domain))?, &losses)?;
-        Ok(())
+    /// The run's experts as inputs.
+    pub(super) fn all_experts(&self) -> Vec<Input> {
+        self.names().iter().map(|name| Input::Task(format!("expert/{name}"))).collect()
     }
 
-    fn train_router(&self, work: &Work<'_>) -> TaskResult {
-        let mut rows = Vec::new();
-        for domain in self.names() {
-            rows.extend(self.training_rows(&domain, work)?);
+    /// Everything that an adapter trained on these domains depends on.
+    pub(super) fn expert_inputs(&self, domains: &[&Domain], corpus: Corpus) -> Vec<Input> {
+        let settings = vec![value_input("expert", &self.config.expert)];
+        [self.training_inputs(domains, corpus), settings].concat()
+    }
+
+    /// Everything but the experts that a router depends on.
+    pub(super) fn router_inputs(&self, section: &RouterSection, corpus: Corpus) -> Vec<Input> {
+        let domains: Vec<&Domain> = self.own_domains().iter().collect();
+        [self.training_inputs(&domains, corpus), vec![value_input("router", section)]].concat()
+    }
+
+    fn training_inputs(&self, domains: &[&Domain], corpus: Corpus) -> Vec<Input> {
+        let mut inputs = vec![
+            self.model_input(),
+            value_input("template", &(self.config.style, &self.template)),
+            value_input("seed", &self.config.seed),
+        ];
+        match corpus {
+            Corpus::Synthetic => {
+                inputs.push(value_input("rows", &self.config.generation.rows));
+                inputs.extend(domains.iter().map(|d| Input::Task(format!("assemble/{}", d.name()))));
+            }
+            Corpus::Seeds => {
+                let seeds: Vec<_> = domains.iter().map(|d| &d.seeds).collect();
+                inputs.push(value_input("seeds", &seeds));
+            }
         }
+        inputs
+    }
+
+    pub(super) fn train_expert(&self, training: &ExpertTraining<'_>, work: &Work<'_>) -> TaskResult {
+        let rows = self.training_rows(training.domains, training.corpus, work.run())?;
         let decoder = self.models.decoder()?;
-        let section = &self.config.router;
-        let experts = self.expert_set(work.run())?;
-        let ranks = self.domains.len() * self.config.expert.lora.rank;
-        let seed = Stream::new(self.config.seed, "router", 0).next_u64();
-        let start = Router::init(&section.router, &self.names(), &decoder.config, seed, decoder.device())?;
+        let section = &self.config.expert;
+        let seed = self.training_seed(&format!("expert/{}", training.name));
+        let start = Expert::init(training.name, &section.lora, &decoder.config, seed)?;
+        let before = decoder.weights_hash()?;
         let state = work.scratch().join("training");
-        let job = Job {
-            decoder,
-            rows: &rows,
-            config: &section.training,
-            seed,
-            memory: self.training_memory(decoder, &rows, &section.training, ranks, work),
-            state: Some(&state),
-        };
-        let mut training = Training::new(work, "router");
-        let outcome = train_router(job, &experts, &start, &mut |report| training.step(report))?;
-        let (router, losses) = training.finish(outcome)?;
-        router_files::write(&router, self.models.hash()?, &work.output(files::router())?)?;
-        write_losses(&work.output(files::router_losses())?, &losses)?;
-        Ok(())
+        let job = self.job(&rows, &section.training, section.lora.rank, seed, &state, work)?;
+        let mut watch = Training::new(work, &format!("expert {}", training.name));
+        let outcome = train_expert(job, &start, &mut |report| watch.step(report))?;
+        let (expert, losses) = watch.finish(outcome)?;
+        check_expert(decoder, &expert, &before, &rows[0])?;
+        self.write_expert(&expert, &work.output(&training.adapter)?)?;
+        Ok(write_losses(&work.output(&training.losses)?, &losses)?)
+    }
+
+    pub(super) fn train_router(&self, training: &RouterTraining<'_>, work: &Work<'_>) -> TaskResult {
+        let domains: Vec<&Domain> = self.own_domains().iter().collect();
+        let rows = self.training_rows(&domains, training.corpus, work.run())?;
+        let section = training.section;
+        let experts = self.expert_set(&work.run().join(&training.experts))?;
+        let start = self.new_router(section)?;
+        let state = work.scratch().join("training");
+        let job =
+            self.job(&rows, &section.training, self.all_ranks(), self.training_seed("router"), &state, work)?;
+        let mut watch = Training::new(work, training.label);
+        let outcome = train_router(job, &experts, &start, &mut |report| watch.step(report))?;
+        let (router, losses) = watch.finish(outcome)?;
+        router_files::write(&router, self.models.hash()?, &work.output(&training.router)?)?;
+        Ok(write_losses(&work.output(&training.losses)?, &losses)?)
+    }
+
+    /// Experts and router from their starts, together; they are written below `root`.
+    pub(super) fn train_jointly(&self, root: &Path, losses_file: &Path, work: &Work<'_>) -> TaskResult {
+        let domains: Vec<&Domain> = self.own_domains().iter().collect();
+        let rows = self.training_rows(&domains, Corpus::Synthetic, work.run())?;
+        let decoder = self.models.decoder()?;
+        let section = &self.config.expert;
+        let start = self
+            .names()
+            .iter()
+            .map(|name| {
+                let seed = self.training_seed(&format!("expert/{name}"));
+                Expert::init(name, &section.lora, &decoder.config, seed)
+            })
+            .collect::<mixse_model::Result<Vec<_>>>()?;
+        let router = self.new_router(&self.config.router)?;
+        let state = work.scratch().join("training");
+        let job =
+            self.job(&rows, &section.training, self.all_ranks(), self.training_seed("joint"), &state, work)?;
+        let rate = self.config.router.training.learning_rate;
+        let mut watch = Training::new(work, "experts and router together");
+        let outcome = train_jointly(job, &start, &router, rate, &mut |report| watch.step(report))?;
+        let ((experts, router), losses) = watch.finish(outcome)?;
+        for expert in &experts {
+            self.write_expert(expert, &work.output(files::expert(root, &expert.name))?)?;
+        }
+        router_files::write(&router, self.models.hash()?, &work.output(files::router(root))?)?;
+        Ok(write_losses(&work.output(losses_file)?, &losses)?)
+    }
+
+    /// What a training needs; `ranks` is the sum of the ranks of all experts in its passes.
+    fn job<'j>(
+        &'j self,
+        rows: &'j [TrainRow],
+        config: &'j TrainConfig,
+        ranks: usize,
+        seed: u64,
+        state: &'j Path,
+        work: &Work<'_>,
+    ) -> anyhow::Result<Job<'j>> {
+        let decoder = self.models.decoder()?;
+        let memory = self.training_memory(decoder, rows, config, ranks, work);
+        Ok(Job { decoder, rows, config, seed, memory, state: Some(state) })
+    }
+
+    /// The ranks of all experts together.
+    fn all_ranks(&self) -> usize {
+        self.own_domains().len() * self.config.expert.lora.rank
     }
 
     /// Whether a training may keep what lies between a block's input and output, for experts whose ranks are `ranks` in
@@ -158,69 +258,101 @@ impl Pipeline {
         if recompute { Memory::Recompute } else { Memory::Keep }
     }
 
-    /// The accepted rows of a domain as token ids.
-    fn training_rows(&self, domain: &str, work: &Work<'_>) -> anyhow::Result<Vec<TrainRow>> {
-        let rows: Vec<SyntheticRow> = jsonl::read(&work.run().join(files::rows(domain)))?;
+    fn training_seed(&self, training: &str) -> u64 {
+        Stream::new(self.config.seed, training, 0).next_u64()
+    }
+
+    fn new_router(&self, section: &RouterSection) -> anyhow::Result<Router> {
+        let decoder = self.models.decoder()?;
+        let seed = self.training_seed("router");
+        Ok(Router::init(&section.router, &self.names(), &decoder.config, seed, decoder.device())?)
+    }
+
+    pub(super) fn write_expert(&self, expert: &Expert, directory: &Path) -> anyhow::Result<()> {
+        let origin = peft::Origin { name: expert.name.clone(), base_hash: self.models.hash()?.to_owned() };
+        let decoder = self.models.decoder()?;
+        Ok(peft::write(expert, &decoder.config, self.models.name(), &origin, directory)?)
+    }
+
+    /// The rows of some domains as token ids.
+    fn training_rows(
+        &self,
+        domains: &[&Domain],
+        corpus: Corpus,
+        run: &Path,
+    ) -> anyhow::Result<Vec<TrainRow>> {
+        let mut rows = Vec::new();
+        for domain in domains {
+            match corpus {
+                Corpus::Seeds => {
+                    for seed in &domain.seeds {
+                        rows.push(self.training_row(&seed.instruction, &seed.input, &seed.output)?);
+                    }
+                }
+                Corpus::Synthetic => {
+                    for row in
+                        self.accepted_rows(domain.name(), run)?.iter().take(self.config.generation.rows)
+                    {
+                        rows.push(self.training_row(&row.instruction, &row.input, &row.output)?);
+                    }
+                }
+            }
+        }
+        Ok(rows)
+    }
+
+    fn accepted_rows(&self, domain: &str, run: &Path) -> anyhow::Result<Vec<SyntheticRow>> {
+        let rows: Vec<SyntheticRow> = jsonl::read(&run.join(files::rows(domain)))?;
         if rows.is_empty() {
             bail!(
                 "no row was accepted for {domain}: {} says why; ask for more (generation.prompts) or ease the domain's filters",
                 files::rejected(domain).display()
             );
         }
+        Ok(rows)
+    }
+
+    fn training_row(&self, instruction: &str, input: &str, output: &str) -> anyhow::Result<TrainRow> {
         let tokenizer = self.models.tokenizer()?;
-        let tokenized = rows.iter().map(|row| {
-            Ok(TrainRow {
-                prompt_ids: self.template.encode(
-                    self.config.style,
-                    tokenizer,
-                    &row.instruction,
-                    &row.input,
-                )?,
-                target_ids: InstructionTemplate::encode_response(tokenizer, &row.output)?,
-            })
-        });
-        tokenized.collect()
+        Ok(TrainRow {
+            prompt_ids: self.template.encode(self.config.style, tokenizer, instruction, input)?,
+            target_ids: InstructionTemplate::encode_response(tokenizer, output)?,
+        })
     }
 
-    fn read_expert(&self, run: &Path, domain: &str) -> anyhow::Result<Expert> {
-        let directory = run.join(files::expert(domain));
-        peft::check_base(&directory, self.models.hash()?)?;
-        Ok(peft::read(&directory, &self.models.decoder()?.config)?)
+    pub(super) fn read_expert(&self, directory: &Path) -> anyhow::Result<Expert> {
+        peft::check_base(directory, self.models.hash()?)?;
+        Ok(peft::read(directory, &self.models.decoder()?.config)?)
     }
 
-    fn expert_set(&self, run: &Path) -> anyhow::Result<ExpertSet> {
-        let experts = self
-            .names()
-            .iter()
-            .map(|name| self.read_expert(run, name))
-            .collect::<anyhow::Result<Vec<_>>>()?;
+    /// The domains' experts below `root`.
+    pub(super) fn read_experts(&self, root: &Path) -> anyhow::Result<Vec<Expert>> {
+        self.names().iter().map(|name| self.read_expert(&files::expert(root, name))).collect()
+    }
+
+    fn expert_set(&self, root: &Path) -> anyhow::Result<ExpertSet> {
         let decoder = self.models.decoder()?;
-        Ok(ExpertSet::new(&experts, &decoder.config, decoder.device())?)
+        Ok(ExpertSet::new(&self.read_experts(root)?, &decoder.config, decoder.device())?)
     }
 
-    /// One expert alone.
-    pub(super) fn one_expert(&self, run: &Path, domain: &str) -> anyhow::Result<Mixture> {
+    /// One adapter alone.
+    pub(super) fn one_adapter(&self, directory: &Path) -> anyhow::Result<Mixture> {
         let decoder = self.models.decoder()?;
-        let expert = self.read_expert(run, domain)?;
+        let expert = self.read_expert(directory)?;
         Ok(Mixture::all(ExpertSet::new(&[expert], &decoder.config, decoder.device())?))
     }
 
-    /// All experts, chosen at random.
-    pub(super) fn random_mixture(&self, run: &Path) -> anyhow::Result<Mixture> {
-        Ok(Mixture { experts: self.expert_set(run)?, routing: Routing::Random { seed: self.config.seed } })
+    /// All experts below `root`, chosen at random.
+    pub(super) fn random_mixture(&self, root: &Path) -> anyhow::Result<Mixture> {
+        Ok(Mixture { experts: self.expert_set(root)?, routing: Routing::Random { seed: self.config.seed } })
     }
 
-    /// All experts with the trained router.
-    pub(super) fn mixture(&self, run: &Path) -> anyhow::Result<Mixture> {
+    /// All experts below `experts` with the router in `router`.
+    pub(super) fn mixture(&self, experts: &Path, router: &Path) -> anyhow::Result<Mixture> {
         let decoder = self.models.decoder()?;
-        let router = router_files::read(
-            &run.join(files::router()),
-            &self.names(),
-            &decoder.config,
-            Some(self.models.hash()?),
-            decoder.device(),
-        )?;
-        Ok(Mixture { experts: self.expert_set(run)?, routing: Routing::Learned(router) })
+        let hash = Some(self.models.hash()?);
+        let router = router_files::read(router, &self.names(), &decoder.config, hash, decoder.device())?;
+        Ok(Mixture { experts: self.expert_set(experts)?, routing: Routing::Learned(router) })
     }
 }
 

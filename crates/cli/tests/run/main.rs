@@ -8,6 +8,7 @@
 mod common;
 
 mod commands;
+mod methods;
 mod refuse;
 mod same;
 mod tiny;

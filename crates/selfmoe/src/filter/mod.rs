@@ -60,6 +60,10 @@ pub enum Reason {
     InvalidCode,
     /// The response writes an equation between numbers that is false.
     FalseEquation,
+    /// Too few of the sampled answers agree.
+    NoMajority,
+    /// The code does not run to its end.
+    FailedExecution,
 }
 
 impl fmt::Display for Reason {

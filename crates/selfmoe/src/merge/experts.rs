@@ -1,5 +1,7 @@
 //! Merging whole experts: every module of every block, and what was lost in all of them together.
 
+use std::collections::HashMap;
+
 use candle_core::{Device, Tensor};
 use mixse_model::{
     config::ModelConfig,
@@ -82,7 +84,7 @@ pub fn merge_experts(
     for block in 0..model.blocks.len() {
         let mut modules = [const { None }; 7];
         for module in Module::ALL {
-            let path = format!("block {block} {}", module.path());
+            let path = module_path(block, module);
             let present = present(experts, model, block, module, &path)?;
             if form == Form::PerFactor && !present.is_empty() && present.len() < experts.len() {
                 return Err(super::mismatch(
@@ -102,6 +104,49 @@ pub fn merge_experts(
     let expert = assemble(name, blocks);
     let relative_error = (form != Form::PerFactor).then(|| lost.relative());
     Ok(MergedExpert { expert, relative_error })
+}
+
+/// What a merge adds to the base: `ΔW [out, in]` by the weight's Hugging Face name.
+pub type Deltas = HashMap<String, Tensor>;
+
+/// The merge of the products, exactly, as changes of the base's weights: what [`merge_experts`] with [`Form::Exact`] gives, at
+/// the cost of a dense matrix a module.
+///
+/// # Errors
+/// As [`merge_experts`].
+pub fn merged_weights(
+    experts: &[Expert],
+    model: &ModelConfig,
+    weights: &[f64],
+    method: Method,
+) -> Result<Deltas> {
+    let faults = faults(experts.len(), weights, method, Form::Exact);
+    if !faults.is_empty() {
+        return Err(Error::setting("merging", faults.join("; ")));
+    }
+    for expert in experts {
+        expert.check_fits(model)?;
+    }
+    let mut deltas = Deltas::new();
+    for block in 0..model.blocks.len() {
+        for module in Module::ALL {
+            let path = module_path(block, module);
+            let (factors, weights): (Vec<Factors>, Vec<f64>) = present(experts, model, block, module, &path)?
+                .into_iter()
+                .map(|(i, factors)| (factors, weights[i]))
+                .unzip();
+            if !factors.is_empty() {
+                let name = format!("model.layers.{block}.{}.weight", module.path());
+                deltas.insert(name, merge_delta(&path, &factors, &weights, method)?);
+            }
+        }
+    }
+    Ok(deltas)
+}
+
+/// Names a module in messages, and DARE's random choice for it.
+fn module_path(block: usize, module: Module) -> String {
+    format!("block {block} {}", module.path())
 }
 
 /// The factors of a module with the index of the expert that has them.

@@ -13,7 +13,7 @@ mod svd;
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-pub use experts::{Form, MergedExpert, faults, merge_experts};
+pub use experts::{Deltas, Form, MergedExpert, faults, merge_experts, merged_weights};
 pub use svd::{Truncated, truncate};
 
 use crate::error::{Error, Result};

@@ -132,6 +132,22 @@ pub fn files_below(directory: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// Makes `to` the same file or directory tree as `from`: by hard links where the file system has them (files of a plan are
+/// replaced, never written into), else by copies. `to` must not exist; its parent is made.
+///
+/// # Errors
+/// Something cannot be read or written.
+pub fn link_tree(from: &Path, to: &Path) -> io::Result<()> {
+    if let Some(parent) = to.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    if !from.is_dir() {
+        return fs::hard_link(from, to).or_else(|_| fs::copy(from, to).map(drop));
+    }
+    fs::create_dir_all(to)?;
+    files_below(from)?.iter().try_for_each(|file| link_tree(&from.join(file), &to.join(file)))
+}
+
 /// SHA-256 (lower-case hex) of `bytes`.
 pub fn hash_bytes(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))

@@ -24,6 +24,9 @@ pub struct State {
     pub seconds: f64,
     /// What the task recorded about itself.
     pub figures: BTreeMap<String, f64>,
+    /// The outputs came from a [`Store`](super::Store); the figures are those of the attempt that made them.
+    #[serde(default)]
+    pub reused: bool,
 }
 
 impl State {

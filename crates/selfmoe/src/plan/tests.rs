@@ -127,6 +127,7 @@ fn events_tell_what_happens() {
             Event::Skipped(id) => format!("skip {id}"),
             Event::Started(id, _) => format!("start {id}"),
             Event::Finished(id, _) => format!("finish {id}"),
+            Event::Reused(id) => format!("reuse {id}"),
             Event::Waiting(id, _) => format!("wait {id}"),
         });
     };
@@ -232,4 +233,60 @@ fn the_order_of_keys_changes_no_hash() {
     let other = serde_json::from_str(r#"{"b": "\"", "a": [{"y": 2, "x": 1}, 1]}"#).unwrap();
     assert_eq!(state::hash_value(&one), state::hash_value(&two));
     assert_ne!(state::hash_value(&one), state::hash_value(&other));
+}
+
+#[test]
+fn runs_that_share_a_store_make_equal_results_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = RefCell::new(Vec::new());
+    let run = |name: &str, value: i32| {
+        let task = |id: &'static str, inputs, output: &'static str| {
+            let made = &made;
+            Task::new(id, inputs, vec![output.into()], move |work| {
+                made.borrow_mut().push(format!("{name} {id}"));
+                work.record("steps", 3.0);
+                Ok(fs::write(work.output(output)?, format!("{id} {value}"))?)
+            })
+        };
+        let tasks = vec![
+            task("data", vec![Input::value("size", 1.into())], "data.txt"),
+            task(
+                "expert",
+                vec![Input::Task("data".into()), Input::value("rank", value.into())],
+                "expert.txt",
+            ),
+            task("report", vec![Input::Task("data".into())], "report.txt").of_this_run(),
+        ];
+        let store = Store::new(dir.path().join("store"));
+        let plan = Plan::new(dir.path().join(name), tasks).unwrap().with_store(store);
+        let mut told = Vec::new();
+        plan.run(&mut |event| {
+            if let Event::Reused(id) = event {
+                told.push(id.to_owned());
+            }
+        })
+        .unwrap();
+        told.join(" ")
+    };
+    assert_eq!(run("a", 1), "");
+    assert_eq!(run("b", 2), "data", "another rank is another expert; the report belongs to its run");
+    assert_eq!(run("c", 1), "data expert");
+    let read = |path: &str| fs::read_to_string(dir.path().join(path)).unwrap();
+    assert_eq!((read("b/data.txt"), read("c/expert.txt")), ("data 1".into(), "expert 1".into()));
+    let state = read("c/tasks/state/expert.json");
+    assert!(state.contains("\"reused\": true") && state.contains("\"steps\": 3.0"), "{state}");
+    assert_eq!(
+        made.take(),
+        ["a data", "a expert", "a report", "b expert", "b report", "c report"].map(str::to_owned)
+    );
+    // A damaged entry is made again.
+    for entry in fs::read_dir(dir.path().join("store")).unwrap() {
+        let path = entry.unwrap().path().join("files/expert.txt");
+        if path.exists() {
+            fs::remove_file(&path).unwrap();
+            fs::write(&path, "damaged").unwrap();
+        }
+    }
+    assert_eq!(run("d", 1), "data");
+    assert_eq!((made.take().len(), read("d/expert.txt").as_str()), (2, "expert 1"));
 }

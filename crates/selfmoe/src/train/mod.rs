@@ -194,7 +194,8 @@ pub fn train_expert(job: Job<'_>, start: &Expert, progress: Progress<'_>) -> Res
     let (set, vars) = set.trainable()?;
     let mixture = Mixture::all(set);
     let wanted = Wanted { experts: true, gates: false };
-    Ok(match optimise(job, &mixture, &vars, wanted, progress)? {
+    let rates = vec![job.config.learning_rate; vars.len()];
+    Ok(match optimise(job, &mixture, &vars, &rates, wanted, progress)? {
         Outcome::Done((), losses) => Outcome::Done(mixture.experts.extract(0, start)?, losses),
         Outcome::Stopped => Outcome::Stopped,
     })
@@ -210,26 +211,31 @@ pub fn train_router(
     let (router, vars) = start.trainable()?;
     let mixture = Mixture { experts: experts.clone(), routing: Routing::Learned(router) };
     let wanted = Wanted { experts: false, gates: true };
-    Ok(match optimise(job, &mixture, &vars, wanted, progress)? {
+    let rates = vec![job.config.learning_rate; vars.len()];
+    Ok(match optimise(job, &mixture, &vars, &rates, wanted, progress)? {
         Outcome::Done((), losses) => Outcome::Done(router_from(start, &vars)?, losses),
         Outcome::Stopped => Outcome::Stopped,
     })
 }
 
-/// Trains experts and router together (the paper's joint-training baseline).
+/// Trains experts and router together (the paper's joint-training baseline). The job's learning rate is the experts';
+/// the router has its own peak, with the same schedule.
 pub fn train_jointly(
     job: Job<'_>,
     experts: &[Expert],
     start: &Router,
+    router_rate: f64,
     progress: Progress<'_>,
 ) -> Result<Outcome<(Vec<Expert>, Router)>> {
     let set = ExpertSet::new(experts, &job.decoder.config, job.decoder.device())?;
     let (set, mut vars) = set.trainable()?;
     let (router, router_vars) = start.trainable()?;
+    let mut rates = vec![job.config.learning_rate; vars.len()];
+    rates.resize(vars.len() + router_vars.len(), router_rate);
     vars.extend(router_vars.iter().cloned());
     let mixture = Mixture { experts: set, routing: Routing::Learned(router) };
     let wanted = Wanted { experts: true, gates: true };
-    Ok(match optimise(job, &mixture, &vars, wanted, progress)? {
+    Ok(match optimise(job, &mixture, &vars, &rates, wanted, progress)? {
         Outcome::Done((), losses) => {
             let trained = experts
                 .iter()
@@ -254,11 +260,12 @@ fn router_from(start: &Router, vars: &[Var]) -> Result<Router> {
     Ok(router)
 }
 
-/// The optimiser loop: `vars` are the variables inside `mixture`.
+/// The optimiser loop: `vars` are the variables inside `mixture`, `rates` the peak learning rate of each.
 fn optimise(
     job: Job<'_>,
     mixture: &Mixture,
     vars: &[Var],
+    rates: &[f64],
     wanted: Wanted,
     progress: Progress<'_>,
 ) -> Result<Outcome<()>> {
@@ -276,13 +283,13 @@ fn optimise(
         let step = state.losses.len();
         let rows: Vec<&TrainRow> = plan.batch(step).into_iter().map(|index| &job.rows[index]).collect();
         let (loss, tokens, mut grads) = gradients(&job, mixture, vars, wanted, &rows)?;
-        let rate = job.config.learning_rate
-            * schedule::factor(job.config.schedule, job.config.warmup_steps, step, plan.steps());
+        let factor = schedule::factor(job.config.schedule, job.config.warmup_steps, step, plan.steps());
         if !loss.is_finite() {
+            let rate = job.config.learning_rate * factor;
             return Err(TrainError::Diverged { step: step + 1, loss, rate });
         }
         clip(&mut grads, job.config.clip_norm);
-        state.update(&grads, rate, job.config.weight_decay);
+        state.update(&grads, rates, factor, job.config.weight_decay);
         state.losses.push(loss);
         for (var, values) in vars.iter().zip(&state.values) {
             set(var, values)?;

@@ -37,20 +37,25 @@ impl State {
         }
     }
 
-    /// One AdamW step.
-    pub(super) fn update(&mut self, grads: &[Vec<f32>], rate: f64, weight_decay: f64) {
+    /// One AdamW step; each variable has its own rate, times `factor`.
+    pub(super) fn update(&mut self, grads: &[Vec<f32>], rates: &[f64], factor: f64, weight_decay: f64) {
         let settings = AdamW {
-            lr: rate as f32,
+            lr: 0.0,
             beta1: BETA1,
             beta2: BETA2,
             eps: EPSILON,
             weight_decay: weight_decay as f32,
             step: self.losses.len() as u32 + 1,
         };
-        for (((values, grad), m), v) in
-            self.values.iter_mut().zip(grads).zip(&mut self.first_moments).zip(&mut self.second_moments)
+        for ((((values, grad), m), v), rate) in self
+            .values
+            .iter_mut()
+            .zip(grads)
+            .zip(&mut self.first_moments)
+            .zip(&mut self.second_moments)
+            .zip(rates)
         {
-            adamw(values, grad, m, v, settings);
+            adamw(values, grad, m, v, AdamW { lr: (rate * factor) as f32, ..settings });
         }
     }
 

@@ -1,0 +1,362 @@
+//! What a study is: one TOML file, or one of the ready-made ones.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use mixse_model::weights::Checkpoint;
+use serde::{Deserialize, Serialize};
+use toml::Table;
+
+use crate::{
+    config::{Config, Method, Preset, resolve},
+    output::usage_error,
+    pipeline::find_domains,
+    pull::{Cache, ModelSource, resolve_model},
+};
+
+/// The ready-made studies: name and file.
+pub(super) const READY_MADE: [(&str, &str); 10] = [
+    ("main", include_str!("../../../../../studies/main.toml")),
+    ("router", include_str!("../../../../../studies/router.toml")),
+    ("verification", include_str!("../../../../../studies/verification.toml")),
+    ("experts", include_str!("../../../../../studies/experts.toml")),
+    ("data-size", include_str!("../../../../../studies/data-size.toml")),
+    ("seed-only", include_str!("../../../../../studies/seed-only.toml")),
+    ("router-variants", include_str!("../../../../../studies/router-variants.toml")),
+    ("generalization", include_str!("../../../../../studies/generalization.toml")),
+    ("routing", include_str!("../../../../../studies/routing.toml")),
+    ("merging", include_str!("../../../../../studies/merging.toml")),
+];
+
+/// A study as it is written.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Study {
+    /// What it is called.
+    pub(super) title: String,
+    /// What it asks.
+    #[serde(default)]
+    pub(super) about: String,
+    /// Base models.
+    pub(super) bases: Vec<String>,
+    /// Each combination is run once with every seed.
+    pub(super) seeds: Vec<u64>,
+    /// Starting values of the configuration.
+    #[serde(default)]
+    pub(super) preset: Option<Preset>,
+    /// What is evaluated, in the order of the table.
+    pub(super) methods: Vec<String>,
+    /// Keys of `mixse.toml` for every run.
+    #[serde(default)]
+    pub(super) config: Table,
+    /// Variations of the configuration, each a table of its own; without any there is one table.
+    #[serde(default)]
+    pub(super) settings: Vec<Setting>,
+}
+
+/// A variation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Setting {
+    /// What it is called.
+    pub(super) name: String,
+    /// Keys of `mixse.toml` over the study's.
+    #[serde(default)]
+    pub(super) config: Table,
+    /// Methods instead of the study's.
+    #[serde(default)]
+    pub(super) methods: Option<Vec<String>>,
+}
+
+/// One run of a study.
+#[derive(Debug, Clone)]
+pub(super) struct Cell {
+    /// Rows with the same group stand in one table.
+    pub(super) group: String,
+    /// Its directory, relative to the study's.
+    pub(super) path: PathBuf,
+    pub(super) config: Config,
+}
+
+impl Study {
+    /// A ready-made study by name, or a file by path.
+    pub(super) fn find(name_or_path: &str) -> anyhow::Result<(Self, String)> {
+        if let Some((name, text)) = READY_MADE.iter().find(|(name, _)| *name == name_or_path) {
+            return Ok((Self::parse(text, name)?, (*text).to_owned()));
+        }
+        let path = Path::new(name_or_path);
+        if !path.exists() {
+            let names: Vec<&str> = READY_MADE.iter().map(|(name, _)| *name).collect();
+            return Err(usage_error(format!(
+                "there is no study {name_or_path:?}: neither a file of that name, nor one of the ready-made ones ({})",
+                names.join(", ")
+            )));
+        }
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        Ok((Self::parse(&text, name_or_path)?, text))
+    }
+
+    fn parse(text: &str, name: &str) -> anyhow::Result<Self> {
+        toml::from_str(text)
+            .map_err(|e| usage_error(format!("wrong study: {name}: {}", e.to_string().trim_end())))
+    }
+
+    /// Puts a value given as `key=value` (a key of `mixse.toml`) over the configuration of every run.
+    ///
+    /// # Errors
+    /// It is not `key=value`.
+    pub(super) fn set(&mut self, assignment: &str) -> Result<(), String> {
+        let (key, value) = assignment.split_once('=').ok_or_else(|| {
+            format!("--set {assignment}: it is not KEY=VALUE, such as generation.tasks=100")
+        })?;
+        let value = value.trim();
+        let value = value.parse().unwrap_or_else(|_| toml::Value::String(value.to_owned()));
+        let mut table = &mut self.config;
+        let mut parts: Vec<&str> = key.trim().split('.').collect();
+        let last = parts.pop().unwrap_or_default();
+        for part in parts {
+            let inner = table.entry(part).or_insert_with(|| toml::Value::Table(Table::new()));
+            table =
+                inner.as_table_mut().ok_or_else(|| format!("--set {assignment}: {part} is no section"))?;
+        }
+        table.insert(last.to_owned(), value);
+        Ok(())
+    }
+
+    /// All runs, those of the first seed before those of the second, and everything that is wrong. With faults, the runs are
+    /// only there to be checked further.
+    pub(super) fn cells(&self) -> (Vec<Cell>, Vec<String>) {
+        let mut faults = Vec::new();
+        let mut need = |fine: bool, what: &str| {
+            if !fine {
+                faults.push(what.to_owned());
+            }
+        };
+        need(!self.bases.is_empty(), "bases: names no model");
+        need(!self.seeds.is_empty(), "seeds: names no seed");
+        let distinct =
+            |words: &[String]| words.iter().enumerate().all(|(i, word)| !words[..i].contains(word));
+        need(distinct(&self.bases), "bases: a model is there twice");
+        need(
+            self.seeds.iter().enumerate().all(|(i, s)| !self.seeds[..i].contains(s)),
+            "seeds: a seed is there twice",
+        );
+        let names: Vec<String> = self.settings.iter().map(|setting| path_word(&setting.name)).collect();
+        need(distinct(&names), "settings: two have the same name");
+        need(!names.contains(&String::new()), "settings: one has no name");
+        for key in ["base", "seed", "methods", "preset"] {
+            let given =
+                self.config.contains_key(key) || self.settings.iter().any(|s| s.config.contains_key(key));
+            need(
+                !given,
+                &format!("config.{key}: is decided by the study's own `bases`, `seeds`, `methods`, `preset`"),
+            );
+        }
+        let mut cells = Vec::new();
+        for &seed in &self.seeds {
+            for base in &self.bases {
+                for setting in self.all_settings() {
+                    let (cell, found) = self.cell(base, seed, &setting);
+                    cells.extend(cell);
+                    faults.extend(found);
+                }
+            }
+        }
+        let mut seen = std::collections::HashSet::new();
+        faults.retain(|fault| seen.insert(fault.clone()));
+        (cells, faults)
+    }
+
+    fn all_settings(&self) -> Vec<Setting> {
+        if self.settings.is_empty() {
+            vec![Setting { name: String::new(), config: Table::new(), methods: None }]
+        } else {
+            self.settings.clone()
+        }
+    }
+
+    fn cell(&self, base: &str, seed: u64, setting: &Setting) -> (Option<Cell>, Vec<String>) {
+        let about = |what: String| match setting.name.as_str() {
+            "" => what,
+            name => format!("settings {name:?}: {what}"),
+        };
+        let mut faults = Vec::new();
+        let mut methods = Vec::new();
+        for name in setting.methods.as_ref().unwrap_or(&self.methods) {
+            match name.parse::<Method>() {
+                Ok(method) => methods.push(method),
+                Err(e) => faults.push(about(format!("methods: {e}"))),
+            }
+        }
+        let mut given = self.config.clone();
+        lay_over(&mut given, &setting.config);
+        let (config, found) = resolve(given, self.preset, |config| {
+            config.base = base.to_owned();
+            config.seed = seed;
+            if !methods.is_empty() || faults.is_empty() {
+                config.methods = methods;
+            }
+        });
+        faults.extend(found.into_iter().map(|fault| about(format!("config.{}: {}", fault.key, fault.what))));
+        let Some(config) = config else { return (None, faults) };
+        faults.extend(domain_faults(&config).into_iter().map(about));
+        let several = self.bases.len() > 1;
+        let group: Vec<&str> = [if several { base } else { "" }, &setting.name]
+            .into_iter()
+            .filter(|word| !word.is_empty())
+            .collect();
+        let name = format!("{}-s{seed}", [&[base], &group[usize::from(several)..]].concat().join("-"));
+        let path = Path::new("runs").join(path_word(&name));
+        (Some(Cell { group: group.join(", "), path, config }), faults)
+    }
+}
+
+fn domain_faults(config: &Config) -> Vec<String> {
+    match find_domains(config) {
+        Err(faults) => faults.into_iter().map(|what| format!("domains: {what}")).collect(),
+        Ok(domains) => domains
+            .iter()
+            .filter(|domain| domain.check.len() <= config.evaluation.skip)
+            .map(|domain| {
+                format!(
+                    "domains: {} has {} check items, and evaluation.skip = {} leaves none",
+                    domain.name(),
+                    domain.check.len(),
+                    config.evaluation.skip
+                )
+            })
+            .collect(),
+    }
+}
+
+/// Puts every value of `over` into `table`, section by section.
+fn lay_over(table: &mut Table, over: &Table) {
+    for (key, value) in over {
+        match (table.get_mut(key), value) {
+            (Some(toml::Value::Table(inner)), toml::Value::Table(over)) => lay_over(inner, over),
+            _ => {
+                table.insert(key.clone(), value.clone());
+            }
+        }
+    }
+}
+
+/// A word that is safe in a path.
+fn path_word(text: &str) -> String {
+    let word: String = text
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '.' | '-') { c } else { '_' })
+        .collect();
+    word.trim_matches(['.', '_']).to_owned()
+}
+
+/// What is wrong with the bases: one that is not there, or too narrow for a rank. Known models are pulled.
+pub(super) fn base_faults(cells: &[Cell], cache: &Cache) -> Vec<String> {
+    let mut faults: Vec<String> = Vec::new();
+    for cell in cells {
+        let found = match base_fault(&cell.config, cache) {
+            Ok(found) => found,
+            Err(e) => Some(format!("bases: {}: {e:#}", cell.config.base)),
+        };
+        faults.extend(found.filter(|fault| !faults.contains(fault)));
+    }
+    faults
+}
+
+fn base_fault(config: &Config, cache: &Cache) -> anyhow::Result<Option<String>> {
+    let path = match resolve_model(&config.base, cache)? {
+        ModelSource::Base(path) => path,
+        ModelSource::Run(_) => return Ok(Some(format!("bases: {} is a run, not a base model", config.base))),
+    };
+    let model = Checkpoint::open(&path)?.config;
+    let lora = &config.expert.lora;
+    let narrow = lora.targets.iter().find_map(|module| {
+        let (k, n) = module.shape(&model);
+        (lora.rank > k.min(n)).then(|| {
+            format!(
+                "config.expert.rank: {} does not fit {} of {}, which has {k} inputs and {n} outputs: choose 1 to {}",
+                lora.rank,
+                module.name(),
+                config.base,
+                k.min(n)
+            )
+        })
+    });
+    Ok(narrow)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALL: &str = "title = \"t\"\nbases = [\"b\"]\nseeds = [0, 1]\nmethods = [\"base\", \"ties\"]\n";
+
+    fn study(more: &str) -> Study {
+        Study::parse(&format!("{SMALL}{more}"), "test").unwrap()
+    }
+
+    #[test]
+    fn every_ready_made_study_is_sound() {
+        for (name, text) in READY_MADE {
+            let (cells, faults) = Study::parse(text, name).unwrap().cells();
+            assert!(faults.is_empty(), "{name}: {faults:?}");
+            assert!(!cells.is_empty(), "{name}");
+            let mut paths: Vec<_> = cells.iter().map(|cell| &cell.path).collect();
+            paths.sort();
+            paths.dedup();
+            assert_eq!(paths.len(), cells.len(), "{name}");
+        }
+    }
+
+    #[test]
+    fn settings_and_seeds_make_runs() {
+        let study = study(
+            "[config.generation]\ntasks = 20\nprompts = 30\n[[settings]]\nname = \"few rows\"\n[settings.config.generation]\nrows = 5\n[[settings]]\nname = \"all\"\nmethods = [\"base\"]\n",
+        );
+        let (cells, faults) = study.cells();
+        assert!(faults.is_empty(), "{faults:?}");
+        let paths: Vec<String> = cells.iter().map(|c| c.path.display().to_string()).collect();
+        assert_eq!(paths, ["runs/b-few_rows-s0", "runs/b-all-s0", "runs/b-few_rows-s1", "runs/b-all-s1"]);
+        assert_eq!((cells[0].config.generation.rows, cells[0].config.generation.tasks), (5, 20));
+        assert_eq!((cells[3].config.seed, cells[3].config.methods.len()), (1, 1));
+        assert_eq!(cells[0].group, "few rows");
+    }
+
+    #[test]
+    fn all_faults_are_found_at_once() {
+        let study = study(
+            "[config]\ndomains = [\"math\", \"nowhere\"]\nseed = 3\n[config.expert]\nrank = 0\n[[settings]]\nname = \"x\"\nmethods = [\"tie\", \"dare(density=2)\"]\n[[settings]]\nname = \"y\"\n[settings.config.evaluation]\nskip = 100000\nitms = 3\n",
+        );
+        let (_, faults) = study.cells();
+        let all = faults.join("\n");
+        for part in [
+            "config.seed",
+            "there is no method \"tie\"",
+            "density",
+            "expert.rank",
+            "itms",
+            "nowhere",
+            "leaves none",
+        ] {
+            assert!(all.contains(part), "{part} is not in:\n{all}");
+        }
+        let only_domains = |text: &str, part: &str| {
+            let (_, faults) = Study::parse(&format!("{SMALL}{text}"), "test").unwrap().cells();
+            assert!(faults.len() == 1 && faults[0].contains(part), "{faults:?}");
+        };
+        only_domains("[config]\ndomains = [\"math\", \"nowhere\"]\n", "nowhere");
+        only_domains("[config]\ndomains = [\"math\"]\n[config.evaluation]\nskip = 100000\n", "leaves none");
+    }
+
+    #[test]
+    fn values_can_be_set_by_key() {
+        let mut study = study("");
+        study.set("generation.tasks = 12").unwrap();
+        study.set("domains=[\"math\"]").unwrap();
+        study.set("style=chat").unwrap();
+        let config = &study.cells().0[0].config;
+        assert_eq!((config.generation.tasks, config.domains.len()), (12, 1));
+        assert!(study.set("x").is_err() && study.set("style.x=1").is_err());
+    }
+}
