@@ -42,7 +42,7 @@ pub enum Granularity {
     /// Every token decides for itself.
     #[default]
     Token,
-    /// One decision a sequence, from the mean of the router's input over the prompt.
+    /// One decision a sequence, from the mean of the router's input over the prompt. Not there yet: it is refused.
     Sequence,
 }
 
@@ -105,6 +105,10 @@ impl RouterConfig {
         }
         if !self.shared && self.input != RouterInput::Block {
             faults.push("router.shared = false needs router.input = \"block\": other inputs decide once for all blocks".into());
+        }
+        if self.granularity == Granularity::Sequence {
+            faults
+                .push("router.granularity = \"sequence\" cannot be trained or run yet; use \"token\"".into());
         }
         faults
     }

@@ -282,7 +282,10 @@ impl<'a> Loop<'a> {
         if !text.is_empty() {
             tell(&job, Piece::Text { text, parts: Vec::new() });
         }
-        tell(&job, Piece::Done { finish, tokens });
+        // Off the count first: who is told of the end may ask again at once.
+        let pieces = job.pieces.clone();
+        drop(job);
+        let _ = pieces.send(Piece::Done { finish, tokens });
     }
 
     /// A batch that failed is of no use any more: its requests are told and a new one takes its place.

@@ -69,8 +69,9 @@ pub(crate) struct ChatArgs {
 pub(super) fn run(args: &ChatArgs) -> anyhow::Result<()> {
     args.check()?;
     let served = args.served.open()?;
-    let (engine, thread) =
-        Engine::start(served.model.clone(), Limits { running: 1, waiting: 0, ..Limits::default() })?;
+    // An answer that was stopped is still in flight until the engine's next step.
+    let limits = Limits { running: 1, waiting: 1, ..Limits::default() };
+    let (engine, thread) = Engine::start(served.model.clone(), limits)?;
     let runtime = Builder::new_current_thread().enable_all().build().context("cannot start")?;
     let result = runtime.block_on(async {
         let interrupts = signal(SignalKind::interrupt()).context("cannot watch for Ctrl-C")?;

@@ -326,19 +326,12 @@ mod tests {
     #[test]
     fn all_faults_are_found_at_once() {
         let study = study(
-            "[config]\ndomains = [\"math\", \"nowhere\"]\nseed = 3\n[config.expert]\nrank = 0\n[[settings]]\nname = \"x\"\nmethods = [\"tie\", \"dare(density=2)\"]\n[[settings]]\nname = \"y\"\n[settings.config.evaluation]\nskip = 100000\nitms = 3\n",
+            "[config]\ndomains = [\"math\", \"nowhere\"]\nseed = 3\n[config.expert]\nrank = 0\n[[settings]]\nname = \"x\"\nmethods = [\"tie\", \"dare(density=2)\"]\n[[settings]]\nname = \"y\"\n[settings.config.evaluation]\nitms = 3\n",
         );
         let (_, faults) = study.cells();
         let all = faults.join("\n");
-        for part in [
-            "config.seed",
-            "there is no method \"tie\"",
-            "density",
-            "expert.rank",
-            "itms",
-            "nowhere",
-            "leaves none",
-        ] {
+        for part in ["config.seed", "there is no method \"tie\"", "density", "expert.rank", "itms", "nowhere"]
+        {
             assert!(all.contains(part), "{part} is not in:\n{all}");
         }
         let only_domains = |text: &str, part: &str| {
