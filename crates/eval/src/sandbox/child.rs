@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
 use super::{Defences, Limits, Python};
@@ -140,21 +141,22 @@ fn watch(spec: Spec, launcher_args: &[String]) -> std::result::Result<String, St
 fn describe(status: ExitStatus, limits: &Limits) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit {code}"),
-        // The kernel kills at the processor limit; used-up time tells this from other reasons.
-        (None, _) if cpu_seconds_of_children() >= limits.cpu_seconds => "time".into(),
+        (None, Some(signal)) if signal == Signal::SIGXCPU as i32 => "time".into(),
+        // It ignored the signal of the soft limit and was killed at the hard one; the used-up time tells this from other
+        // reasons. The limit and this figure are counted by different clocks, hence the second between the two limits.
+        (None, _) if cpu_of_children() >= Duration::from_secs(limits.cpu_seconds) => "time".into(),
         (None, signal) => format!("killed by signal {}", signal.unwrap_or_default()),
     }
 }
 
-fn cpu_seconds_of_children() -> u64 {
+fn cpu_of_children() -> Duration {
     use nix::sys::{
         resource::{UsageWho, getrusage},
         time::TimeValLike,
     };
     let used =
-        getrusage(UsageWho::RUSAGE_CHILDREN).map(|u| (u.user_time() + u.system_time()).num_milliseconds());
-    // The limit counts in ticks of the clock: a few milliseconds may be missing.
-    used.ok().and_then(|ms| u64::try_from(ms).ok()).map_or(0, |ms| (ms + 50) / 1000)
+        getrusage(UsageWho::RUSAGE_CHILDREN).map(|u| (u.user_time() + u.system_time()).num_microseconds());
+    used.ok().and_then(|us| u64::try_from(us).ok()).map_or(Duration::ZERO, Duration::from_micros)
 }
 
 /// A type without values: a stage that succeeds does not return.

@@ -97,9 +97,12 @@ fn change_user(id: u32) -> Step {
 }
 
 fn set_limits(limits: &Limits, own_user: bool) -> Step {
+    // At the soft processor limit the kernel sends a signal of its own, which names the reason; a program that ignores it
+    // is killed a second later.
+    let cpu = limits.cpu_seconds;
+    step("RLIMIT_CPU", setrlimit(Resource::RLIMIT_CPU, cpu, cpu + 1))?;
     let mut all = vec![
         (Resource::RLIMIT_AS, limits.memory),
-        (Resource::RLIMIT_CPU, limits.cpu_seconds),
         (Resource::RLIMIT_FSIZE, limits.file_size),
         (Resource::RLIMIT_NOFILE, 64),
         (Resource::RLIMIT_CORE, 0),
