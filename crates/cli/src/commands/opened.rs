@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Which model, and how it is held.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct ModelFlags {
     /// A model: a name that `mixse pull` knows, a .gguf file, a Hugging Face directory, or a run directory (its mixture).
     #[arg(
@@ -48,7 +48,7 @@ pub(crate) struct ModelFlags {
 }
 
 /// Experts on top of the model.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub(crate) struct ExpertFlags {
     /// A LoRA expert: a PEFT directory. Repeat it for several; without a router they are added up.
     #[arg(long = "expert", value_name = "DIR")]

@@ -75,7 +75,6 @@ pub fn results(evaluated: &Evaluated, info: &RunInfo, task_hashes: Map<String, V
     let mut config = json!({
         "model": "mixse",
         "model_args": info.model_args,
-        "limit": null,
         "bootstrap_iters": null,
         "truncated_prompts": evaluated.truncated,
         "skipped": evaluated.skipped.iter().map(|(t, why)| json!({"task": t, "reason": why})).collect::<Vec<_>>(),
