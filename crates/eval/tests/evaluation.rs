@@ -277,6 +277,8 @@ fn benchmarks_are_run_kept_and_written() {
     assert_eq!(results["results"]["text"]["exact_match,none"], 1.0);
     assert_eq!(results["n-samples"]["text"]["effective"], 3);
     assert_eq!(results["n-shot"]["choice"], 2);
+    let measures = results["configs"]["choice"]["metric_list"].as_array().unwrap().iter();
+    assert_eq!(measures.map(|m| m["metric"].as_str().unwrap()).collect::<Vec<_>>(), ["acc", "acc_norm"]);
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! Files that viewers of the harness's results read: `results_*.json` and `samples_*.jsonl`.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use serde_json::{Map, Value, json};
 
@@ -93,7 +96,7 @@ pub fn results(evaluated: &Evaluated, info: &RunInfo, task_hashes: Map<String, V
         "results": all,
         "groups": measures(&groups),
         "group_subtasks": groups.iter().map(|g| (g.name.clone(), json!(g.tasks))).collect::<Map<_, _>>(),
-        "configs": by_name(&|r| task_config(&r.task, r.num_fewshot)),
+        "configs": by_name(&task_config),
         "versions": by_name(&|r| json!(r.task.version)),
         "n-shot": by_name(&|r| json!(r.num_fewshot)),
         "higher_is_better": by_name(&|r| {
@@ -130,7 +133,12 @@ fn measures(summary: &Summary) -> Value {
     map.into()
 }
 
-fn task_config(task: &Task, num_fewshot: usize) -> Value {
+/// The settings of a task, in the harness's keys; viewers look for `output_type` and for the measures in `metric_list`.
+fn task_config(result: &TaskResult) -> Value {
+    let task = &result.task;
+    let metrics: BTreeSet<&String> =
+        result.samples.iter().flat_map(|s| s.metrics.iter().map(|(name, _)| name)).collect();
+    let metric = |name: &&String| json!({"metric": name, "aggregation": "mean", "higher_is_better": true});
     let (output_type, generation) = match &task.kind {
         Kind::Choice(_) => ("multiple_choice", Value::Null),
         Kind::Generate(g) => ("generate_until", generation(&g.until, g.max_tokens)),
@@ -141,7 +149,8 @@ fn task_config(task: &Task, num_fewshot: usize) -> Value {
         "description": task.description,
         "target_delimiter": task.target_delimiter,
         "fewshot_delimiter": task.fewshot_delimiter,
-        "num_fewshot": num_fewshot,
+        "num_fewshot": result.num_fewshot,
+        "metric_list": metrics.iter().map(metric).collect::<Vec<_>>(),
         "output_type": output_type,
         "generation_kwargs": generation,
         "metadata": {"version": task.version},
