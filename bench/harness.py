@@ -192,7 +192,7 @@ def show_difference(where, ours, theirs):
     print("theirs:", theirs[max(0, at - 80) : at + 80])
 
 
-def run(out, model, names, limit, dtype, target, batch, num_fewshot):
+def run(out, model, names, limit, dtype, target, batch, num_fewshot, chat):
     import lm_eval
     from lm_eval.loggers import EvaluationTracker
     from lm_eval.models.huggingface import HFLM
@@ -210,6 +210,8 @@ def run(out, model, names, limit, dtype, target, batch, num_fewshot):
         task_manager=TaskManager(include_path=str(out)),
         limit=limit,
         num_fewshot=num_fewshot,
+        apply_chat_template=chat,
+        fewshot_as_multiturn=chat,
         log_samples=True,
         bootstrap_iters=0,
         confirm_run_unsafe_code=True,
@@ -309,6 +311,7 @@ def main():
     parser.add_argument("--tasks", default=",".join(ours for ours, _, _ in TASKS))
     parser.add_argument("--limit", type=int, help="rows of each task (of each subject of mmlu, each kind of bbh)")
     parser.add_argument("--num-fewshot", type=int, help="worked examples, where not the task's own number")
+    parser.add_argument("--chat", action="store_true", help="as `mixse eval --chat --fewshot-as-turns`")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--tolerance", type=float, default=2e-3, help="of log-likelihoods")
@@ -318,7 +321,7 @@ def main():
     if args.command == "requests":
         sys.exit(bool(requests(args.out, args.ours)))
     if args.command == "run":
-        run(args.out, args.model, args.tasks.split(","), args.limit, args.dtype, args.theirs, args.batch, args.num_fewshot)
+        run(args.out, args.model, args.tasks.split(","), args.limit, args.dtype, args.theirs, args.batch, args.num_fewshot, args.chat)
     if args.command == "compare":
         sys.exit(bool(compare(args.ours, args.theirs, args.tolerance)))
 
