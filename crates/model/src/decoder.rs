@@ -1,11 +1,15 @@
 //! The decoder: one forward pass for all architectures, used by training, generation, evaluation and serving.
 
+mod training;
+
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use mixse_kernels::{attention::PagedSegment, packed::Storage, rope::Angles};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+
+pub use training::{DomainTarget, TrainingPass};
 
 pub use crate::ops::{
     block::Ragged,
@@ -19,13 +23,12 @@ use crate::{
     mixture::{Mixture, Routing},
     ops::{
         block::{BlockExperts, BlockSpec, BlockWeights, FrozenWeight, Gate, Holding, hold},
-        block_op,
         fused::{Activations, Attend, ExpertValues, FusedBlock, GateValues},
         gates,
         head::{FusedLoss, Head},
         portable, values,
     },
-    router::RouterInput,
+    router::{Router, RouterInput},
     weights::Checkpoint,
 };
 
@@ -234,12 +237,8 @@ impl Decoder {
                 given(values)
             }
             Routing::Learned(router) => {
-                let h = match router.config.input {
-                    RouterInput::Block => return Ok(PassGates::PerBlock),
-                    RouterInput::Embedding => embedded,
-                    RouterInput::BaseLast => base_last.ok_or_else(|| {
-                        Error::Unsupported("a base_last router needs the base's final hidden states".into())
-                    })?,
+                let Some(h) = Self::pass_input(router, embedded, base_last)? else {
+                    return Ok(PassGates::PerBlock);
                 };
                 Ok(PassGates::Given(gates::portable(
                     h,
@@ -248,6 +247,21 @@ impl Decoder {
                     &router.config.gate,
                 )?))
             }
+        }
+    }
+
+    /// What a router reads that decides before the blocks run; `None`: each block's input.
+    fn pass_input<'t>(
+        router: &Router,
+        embedded: &'t Tensor,
+        base_last: Option<&'t Tensor>,
+    ) -> Result<Option<&'t Tensor>> {
+        match router.config.input {
+            RouterInput::Block => Ok(None),
+            RouterInput::Embedding => Ok(Some(embedded)),
+            RouterInput::BaseLast => base_last.map(Some).ok_or_else(|| {
+                Error::Unsupported("a base_last router needs the base's final hidden states".into())
+            }),
         }
     }
 
@@ -267,39 +281,6 @@ impl Decoder {
         };
         let (params, layout) = (&mixture.experts.params[block], &mixture.experts.layouts[block]);
         Some(BlockExperts { params, layout, gate })
-    }
-
-    /// Output of the last block `[rows, d]`, before the final norm, for whole sequences `ids`. Differentiable in the
-    /// mixture's parameters where they are variables.
-    pub fn hidden(
-        &self,
-        ids: &[u32],
-        ragged: &Arc<Ragged>,
-        mixture: Option<&Mixture>,
-        memory: Memory,
-        wanted: Wanted,
-    ) -> Result<Tensor> {
-        let embedded = self.embed(ids)?;
-        let base_last = self.base_last_whole(ids, ragged, mixture)?;
-        let gates = match mixture {
-            Some(m) => self.pass_gates(m, ids, &ragged.positions, &embedded, base_last.as_ref())?,
-            None => PassGates::Full,
-        };
-        let angles = self.angles(&ragged.positions);
-        let mut x = embedded;
-        for block in 0..self.config.blocks.len() {
-            let experts = Self::block_experts(mixture, &gates, block);
-            x = match &self.body {
-                Body::Fused(blocks) => {
-                    block_op::apply(&blocks[block], &x, ragged, &angles[block], experts, memory, wanted)?
-                }
-                Body::Portable(blocks) => {
-                    let (spec, weights) = &blocks[block];
-                    portable::block(spec, weights, &x, ragged, experts, &mut [])?.0
-                }
-            };
-        }
-        Ok(x)
     }
 
     /// Rotary angles of each block for some positions; blocks with the same frequencies share them.
@@ -327,11 +308,13 @@ impl Decoder {
         ragged: &Arc<Ragged>,
         mixture: Option<&Mixture>,
     ) -> Result<Option<Tensor>> {
-        if !mixture.is_some_and(Mixture::reads_base_last) {
-            return Ok(None);
-        }
+        mixture.is_some_and(Mixture::reads_base_last).then(|| self.base_last(ids, ragged)).transpose()
+    }
+
+    /// The final hidden states (after the final norm) `[rows, d]` of whole sequences in the base without experts.
+    pub fn base_last(&self, ids: &[u32], ragged: &Ragged) -> Result<Tensor> {
         let (x, _) = self.run(ids, ragged, None, None, None, false)?;
-        Ok(Some(self.final_norm(&x)?))
+        self.final_norm(&x)
     }
 
     /// The final norm of `x [rows, d]`.

@@ -3,7 +3,7 @@
 //! `p = softmax((R h + b) / T)`; the `top_k` largest probabilities are kept, the others are zero (Self-MoE, section 2.3).
 //! What `h` is, and how the kept probabilities become gates, is configured by [`RouterConfig`].
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result, config::ModelConfig};
@@ -144,23 +144,38 @@ impl Router {
         seed: u64,
         device: &Device,
     ) -> Result<Self> {
+        let mut router = Self::zeros(config, experts, model, device)?;
+        let bound = 1.0 / (model.hidden_size as f32).sqrt();
+        for (map, weight) in router.weights.iter_mut().enumerate() {
+            let values: Vec<f32> = (0..weight.elem_count())
+                .map(|i| (crate::random::uniform(seed, map as u64, i as u64) * 2.0 - 1.0) * bound)
+                .collect();
+            *weight = Tensor::from_vec(values, weight.shape(), device)?;
+        }
+        Ok(router)
+    }
+
+    /// A router whose logits are all zero.
+    ///
+    /// # Errors
+    /// Settings with faults (see [`RouterConfig::faults`]).
+    pub fn zeros(
+        config: &RouterConfig,
+        experts: &[String],
+        model: &ModelConfig,
+        device: &Device,
+    ) -> Result<Self> {
         let faults = config.faults(experts.len());
         if !faults.is_empty() {
             return Err(Error::Unsupported(faults.join("; ")));
         }
-        let (choices, d) = (config.choices(experts.len()), model.hidden_size);
+        let choices = config.choices(experts.len());
         let maps = if config.shared { 1 } else { model.blocks.len() };
-        let bound = 1.0 / (d as f32).sqrt();
         let weights = (0..maps)
-            .map(|map| {
-                let values: Vec<f32> = (0..choices * d)
-                    .map(|i| (crate::random::uniform(seed, map as u64, i as u64) * 2.0 - 1.0) * bound)
-                    .collect();
-                Ok(Tensor::from_vec(values, (choices, d), device)?)
-            })
-            .collect::<Result<_>>()?;
+            .map(|_| Tensor::zeros((choices, model.hidden_size), DType::F32, device))
+            .collect::<candle_core::Result<_>>()?;
         let bias = match config.input {
-            RouterInput::BaseLast => Some(Tensor::zeros(choices, candle_core::DType::F32, device)?),
+            RouterInput::BaseLast => Some(Tensor::zeros(choices, DType::F32, device)?),
             RouterInput::Block | RouterInput::Embedding => None,
         };
         Ok(Self { config: config.clone(), experts: experts.to_vec(), weights, bias })

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Var};
 use mixse_model::{
-    decoder::{Decoder, Memory, Ragged, Target, Wanted},
+    decoder::{Decoder, DomainTarget, Memory, Ragged, Target, TrainingPass, Wanted},
     expert_set::ExpertSet,
     mixture::{Mixture, Routing},
     router::{GateConfig, GateScale, Router, RouterConfig, RouterInput},
@@ -30,6 +30,22 @@ fn gradients(
         (0..ids.len() - 1).step_by(2).map(|row| Target { row, token: ids[row + 1] }).collect();
     let hidden = decoder.hidden(ids, &ragged, Some(mixture), memory, BOTH).unwrap();
     let loss = decoder.loss(&hidden, &targets, 1.0 / targets.len() as f32).unwrap();
+    let grads = loss.backward().unwrap();
+    let of = |var: &Var| match grads.get(var) {
+        Some(grad) => grad.flatten_all().unwrap().to_vec1().unwrap(),
+        None => vec![0.0; var.elem_count()],
+    };
+    (loss.to_scalar().unwrap(), vars.iter().map(of).collect())
+}
+
+/// As [`gradients`], of the router's cross-entropy against domains alone.
+fn domain_gradients(decoder: &Decoder, ids: &[u32], mixture: &Mixture, vars: &[Var]) -> (f32, Vec<Vec<f32>>) {
+    let ragged = Arc::new(Ragged::whole([13, ids.len() - 13]));
+    let labels: Vec<u32> = (0..ids.len()).map(|row| if row < 13 { 2 } else { 0 }).collect();
+    let domains = Some(DomainTarget { labels: &labels, scale: 1.0 / ids.len() as f32 });
+    let (mixture, memory, wanted) = (Some(mixture), Memory::Keep, BOTH);
+    let pass = TrainingPass { ids, ragged: &ragged, mixture, memory, wanted, domains };
+    let loss = decoder.training_pass(&pass).unwrap().1.unwrap();
     let grads = loss.backward().unwrap();
     let of = |var: &Var| match grads.get(var) {
         Some(grad) => grad.flatten_all().unwrap().to_vec1().unwrap(),
@@ -148,6 +164,70 @@ fn gradients_are_the_slopes_of_the_loss() {
             assert!(
                 (slope - wanted).abs() <= 0.02 * wanted + 1e-4,
                 "{what}: variable {index}: slope {slope}, gradient {wanted}"
+            );
+        }
+    });
+}
+
+#[test]
+fn the_domain_loss_is_the_cross_entropy_of_the_routers_softmax() {
+    tiny::each_case(|what, _, ids, model, portable| {
+        if portable {
+            return;
+        }
+        let (fused, reference) = (tiny::load(model, false), tiny::load(model, true));
+        for (name, config) in router_configs() {
+            let Some(config) = config else { continue };
+            // Every choice is kept with its probability, so that the gates tell the softmax.
+            let choices = config.choices(3);
+            let gate = GateConfig { top_k: choices, scale: GateScale::Probability, ..config.gate };
+            let (mixture, vars) = trainable(&reference, model, Some(RouterConfig { gate, ..config }));
+            // The last block's experts cannot act on a decision.
+            let of_router: Vec<Var> = vars[2..].to_vec();
+            let want = domain_gradients(&reference, ids, &mixture, &of_router);
+            assert_same(
+                &format!("{what}, {name}"),
+                &domain_gradients(&fused, ids, &mixture, &of_router),
+                &want,
+            );
+            let ragged = Arc::new(Ragged::whole([13, ids.len() - 13]));
+            let gates = fused.route(ids, &ragged, &mixture).unwrap();
+            let mean: f32 = gates
+                .iter()
+                .flat_map(|block| block.chunks_exact(3).enumerate())
+                .map(|(row, gates)| -gates[if row < 13 { 2 } else { 0 }].ln())
+                .sum::<f32>()
+                / (gates.len() * ids.len()) as f32;
+            assert!((mean - want.0).abs() < 1e-4 * mean, "{what}, {name}: {mean} and {}", want.0);
+        }
+    });
+}
+
+#[test]
+fn gradients_of_the_domain_loss_are_its_slopes() {
+    tiny::each_case(|what, _, ids, model, portable| {
+        let decoder = tiny::load(model, portable);
+        let gate = GateConfig { top_k: 3, temperature: 0.5, ..GateConfig::default() };
+        let (mixture, vars) =
+            trainable(&decoder, model, Some(RouterConfig { gate, ..RouterConfig::default() }));
+        let grad = domain_gradients(&decoder, ids, &mixture, &vars).1;
+        // The first block's experts, through what the second block's router reads, and the router.
+        for index in [0, 2] {
+            let (var, grad) = (&vars[index], &grad[index]);
+            let start = var.as_detached_tensor().copy().unwrap();
+            let norm = grad.iter().map(|g| g * g).sum::<f32>().sqrt();
+            let direction: Vec<f32> = grad.iter().map(|g| g / norm).collect();
+            let direction = candle_core::Tensor::from_vec(direction, var.shape(), &Device::Cpu).unwrap();
+            let loss_at = |t: f64| {
+                var.set(&(&start + (&direction * t).unwrap()).unwrap()).unwrap();
+                f64::from(domain_gradients(&decoder, ids, &mixture, &[]).0)
+            };
+            let slope = (loss_at(1e-2) - loss_at(-1e-2)) / 2e-2;
+            var.set(&start).unwrap();
+            let wanted = f64::from(norm);
+            assert!(
+                (slope - wanted).abs() <= 0.02 * wanted + 1e-4,
+                "{what}: slope {slope}, gradient {wanted}"
             );
         }
     });

@@ -5,18 +5,21 @@
 #[path = "../../model/tests/tiny/mod.rs"]
 mod tiny;
 
-use std::{ops::ControlFlow, path::Path};
+use std::{ops::ControlFlow, path::Path, sync::Arc};
 
 use candle_core::Device;
 use mixse_model::{
-    decoder::{Decoder, Memory},
+    decoder::{Decoder, Memory, Ragged},
     expert::{Expert, LoraConfig},
     expert_set::ExpertSet,
-    files, peft,
+    files,
+    mixture::{Mixture, Routing},
+    peft,
     router::{GateConfig, Router, RouterConfig, RouterInput},
 };
 use mixse_selfmoe::train::{
-    Job, Outcome, Schedule, TrainConfig, TrainRow, check_expert, train_expert, train_jointly, train_router,
+    DomainMoments, Job, Outcome, RidgeConfig, Schedule, StepReport, TrainConfig, TrainRow, check_expert,
+    fit_ridge, train_expert, train_jointly, train_router,
 };
 
 /// The reference's settings: 20 steps of 4 rows in file order at 1e-2.
@@ -158,15 +161,109 @@ fn a_router_learns_for_every_input_and_leaves_the_experts_alone() {
             let start = Router::init(&settings, &set.names, &decoder.config, 2, &Device::Cpu).unwrap();
             let job = job(decoder, &rows, &config);
             let (router, losses) =
-                done(train_router(job, &set, &start, &mut |_| ControlFlow::Continue(())).unwrap());
+                done(train_router(job, &set, &start, 0.0, &mut |_| ControlFlow::Continue(())).unwrap());
             assert!(losses[18] < losses[0], "{input:?}: {losses:?}");
             let values = |r: &Router| r.weights[0].flatten_all().unwrap().to_vec1::<f32>().unwrap();
             assert_ne!(values(&router), values(&start));
-            let (together, joint) =
-                done(train_jointly(job, &experts, &start, 3e-3, &mut |_| ControlFlow::Continue(())).unwrap());
+            let (together, joint) = done(
+                train_jointly(job, &experts, &start, 3e-3, 0.0, &mut |_| ControlFlow::Continue(())).unwrap(),
+            );
             assert!(joint[18] < losses[18], "{input:?}: training everything fits the rows better");
             assert!(together.0.iter().zip(&experts).all(|(a, b)| a.blocks != b.blocks));
         }
+    });
+}
+
+/// Rows of two domains that use different tokens.
+fn rows_of_two_domains() -> Vec<TrainRow> {
+    let row = |i: u32| {
+        let domain = i % 2;
+        let token = |k: u32| 2 + domain * 20 + (i * 7 + k * 5) % 18;
+        TrainRow {
+            prompt_ids: (0..6).map(token).collect(),
+            target_ids: (6..12).map(token).collect(),
+            domain: Some(domain),
+        }
+    };
+    (0..24).map(row).collect()
+}
+
+/// The share of tokens and blocks in which the largest gate is that of the row's domain.
+fn share_routed_right(decoder: &Decoder, mixture: &Mixture, rows: &[TrainRow]) -> f64 {
+    let (mut right, mut all) = (0, 0);
+    for row in rows {
+        let ids: Vec<u32> = row.prompt_ids.iter().chain(&row.target_ids).copied().collect();
+        let gates = decoder.route(&ids, &Arc::new(Ragged::whole([ids.len()])), mixture).unwrap();
+        for token in gates.iter().flat_map(|block| block.chunks_exact(2)) {
+            right += usize::from((token[1] > token[0]) == (row.domain == Some(1)));
+            all += 1;
+        }
+    }
+    right as f64 / all as f64
+}
+
+#[test]
+fn ridge_and_domain_loss_teach_the_router_the_domains() {
+    on_one_model(|_, model, decoder| {
+        let rows = rows_of_two_domains();
+        let (own, other): (Vec<TrainRow>, Vec<TrainRow>) =
+            rows.iter().cloned().partition(|r| r.domain == Some(0));
+        let experts = tiny::experts(model, decoder);
+        let set = ExpertSet::new(&experts[..2], &decoder.config, &Device::Cpu).unwrap();
+        for (input, shared) in [
+            (RouterInput::Block, true),
+            (RouterInput::Block, false),
+            (RouterInput::BaseLast, true),
+            (RouterInput::Embedding, true),
+        ] {
+            let settings = RouterConfig { input, shared, ..RouterConfig::default() };
+            let mixture = |router| Mixture { experts: set.clone(), routing: Routing::Learned(router) };
+            let start = Router::init(&settings, &set.names, &decoder.config, 2, &Device::Cpu).unwrap();
+            let untrained = share_routed_right(decoder, &mixture(start.clone()), &rows);
+            assert!(untrained < 0.8, "{input:?}: {untrained} by chance");
+
+            let moments: Vec<DomainMoments> = [&own, &other]
+                .map(|rows| {
+                    let go_on = &mut |_, _| ControlFlow::Continue(());
+                    DomainMoments::of(decoder, rows, &settings, 512, 32, go_on).unwrap().unwrap()
+                })
+                .into();
+            assert_eq!(moments[0].tokens, 12 * 11);
+            let fit = |moments: &[DomainMoments]| {
+                let ridge = RidgeConfig::default();
+                let router =
+                    fit_ridge(&settings, &ridge, &set.names, moments, &decoder.config, &Device::Cpu).unwrap();
+                let values: Vec<f32> = router.weights[0].flatten_all().unwrap().to_vec1().unwrap();
+                (share_routed_right(decoder, &mixture(router), &rows), values)
+            };
+            let (share, values) = fit(&moments);
+            assert!(share > 0.95, "{input:?}, shared {shared}: ridge routes {share} right");
+            let path = model.with_file_name("moments.safetensors");
+            moments[1].write(&path).unwrap();
+            let read = DomainMoments::read(&path, &settings, &decoder.config).unwrap();
+            assert_eq!(fit(&[moments[0].clone(), read]).1, values, "{input:?}: fitted from the file");
+
+            let config = reference_config();
+            let go_on = &mut |_: StepReport| ControlFlow::Continue(());
+            let (router, losses) =
+                done(train_router(job(decoder, &rows, &config), &set, &start, 2.0, go_on).unwrap());
+            let share = share_routed_right(decoder, &mixture(router), &rows);
+            assert!(share > 0.9, "{input:?}: the domain loss routes {share} right");
+            let without =
+                done(train_router(job(decoder, &rows, &config), &set, &start, 0.0, go_on).unwrap()).1;
+            assert!(losses[0] > without[0] + 1.0, "{input:?}: the domain loss is added: {losses:?}");
+        }
+        let mut unknown = rows.clone();
+        unknown[3].domain = None;
+        let start =
+            Router::init(&RouterConfig::default(), &set.names, &decoder.config, 2, &Device::Cpu).unwrap();
+        let config = reference_config();
+        let message = train_router(job(decoder, &unknown, &config), &set, &start, 1.0, &mut |_| {
+            ControlFlow::Continue(())
+        })
+        .unwrap_err()
+        .to_string();
+        assert!(message.contains("row 4 has no domain"), "{message}");
     });
 }
 

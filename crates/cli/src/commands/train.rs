@@ -118,6 +118,9 @@ struct RouterArgs {
     /// A further choice that adds nothing.
     #[arg(long)]
     null_expert: bool,
+    /// Weight of the router's cross-entropy against the rows' domains; each row needs a `"domain": INDEX` then.
+    #[arg(long, value_name = "WEIGHT", default_value_t = 0.0)]
+    domain_loss: f64,
 }
 
 pub(super) fn run(args: &TrainArgs) -> anyhow::Result<()> {
@@ -233,7 +236,8 @@ fn router(args: &RouterArgs) -> anyhow::Result<()> {
         memory: common.memory(),
         state: None,
     };
-    let Outcome::Done(trained, losses) = train_router(job, &set, &start, &mut common.progress())? else {
+    let outcome = train_router(job, &set, &start, args.domain_loss, &mut common.progress())?;
+    let Outcome::Done(trained, losses) = outcome else {
         return Err(usage_error("the training was stopped"));
     };
     router_files::write(&trained, &hash, &common.out)?;

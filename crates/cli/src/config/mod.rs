@@ -13,7 +13,11 @@ use std::{fmt, num::NonZeroUsize, str::FromStr};
 
 use clap::ValueEnum;
 use mixse_model::{decoder::Precision, expert::LoraConfig, router::RouterConfig};
-use mixse_selfmoe::{recipe, template::Style, train::TrainConfig};
+use mixse_selfmoe::{
+    recipe,
+    template::Style,
+    train::{RidgeConfig, TrainConfig},
+};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, de::DeserializeOwned};
 
 pub(crate) use load::{compare, load, read_resolved, resolve};
@@ -114,13 +118,50 @@ pub(crate) struct ExpertSection {
 pub(crate) struct RouterSection {
     #[serde(flatten)]
     pub(crate) router: RouterConfig,
+    /// How R comes about.
+    pub(crate) fit: Fit,
+    /// Weight of the router's cross-entropy against the rows' domains, beside the language-model loss.
+    pub(crate) domain_loss: f64,
+    pub(crate) ridge: RidgeConfig,
     pub(crate) training: TrainConfig,
+}
+
+/// How a router's R comes about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Fit {
+    /// Gradients of the language-model loss, from a random start (the paper).
+    LmLoss,
+    /// Ridge regression from the frozen base's hidden states to the domain, in closed form.
+    Ridge,
+    /// The same as the start of `LmLoss`.
+    RidgeThenLmLoss,
+}
+
+impl Fit {
+    /// A ridge regression is solved.
+    pub(crate) fn uses_ridge(self) -> bool {
+        matches!(self, Self::Ridge | Self::RidgeThenLmLoss)
+    }
+
+    /// Gradients move R.
+    pub(crate) fn trains(self) -> bool {
+        matches!(self, Self::LmLoss | Self::RidgeThenLmLoss)
+    }
 }
 
 impl RouterSection {
     /// Everything that is wrong with it for so many experts.
     pub(crate) fn faults(&self, experts: usize) -> Vec<String> {
-        [self.router.faults(experts), self.training.faults()].concat()
+        let mut faults =
+            [self.router.faults(experts), self.ridge.faults(experts), self.training.faults()].concat();
+        if !(self.domain_loss.is_finite() && self.domain_loss >= 0.0) {
+            faults.push(format!("router.domain_loss = {} must be 0 or above", self.domain_loss));
+        }
+        if self.domain_loss > 0.0 && !self.fit.trains() {
+            faults.push("router.domain_loss has no effect with router.fit = \"ridge\": use \"ridge_then_lm_loss\" or 0".into());
+        }
+        faults
     }
 }
 

@@ -1,10 +1,13 @@
 //! The values that hold where a configuration says nothing.
 
 use mixse_model::{decoder::Precision, expert::LoraConfig, router::RouterConfig};
-use mixse_selfmoe::{template::Style, train::TrainConfig};
+use mixse_selfmoe::{
+    template::Style,
+    train::{RidgeConfig, TrainConfig},
+};
 
 use super::{
-    Config, Device, Evaluation, ExpertSection, Generation, MemoryLimit, Method, Preset, RouterSection,
+    Config, Device, Evaluation, ExpertSection, Fit, Generation, MemoryLimit, Method, Preset, RouterSection,
     Threads, Verify,
 };
 use crate::pull::catalog::DEFAULT_MODEL;
@@ -74,6 +77,9 @@ fn paper() -> Config {
         expert: ExpertSection { lora: LoraConfig::default(), training: TrainConfig::default() },
         router: RouterSection {
             router: RouterConfig::default(),
+            fit: Fit::LmLoss,
+            domain_loss: 0.0,
+            ridge: RidgeConfig::default(),
             // The paper does not say; at the experts' rate the router hardly moves from where it starts.
             training: TrainConfig { learning_rate: 1e-2, epochs: 1, ..TrainConfig::default() },
         },

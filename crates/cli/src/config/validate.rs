@@ -13,8 +13,7 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
     check.that(alpha.is_finite() && alpha > 0.0, "expert.alpha", format!("{alpha} is not a number above 0"));
     check.that(!config.expert.lora.targets.is_empty(), "expert.targets", "names no module");
     check.all("expert.training", config.expert.training.faults());
-    check.all("router", config.router.router.faults(config.domains.len()));
-    check.all("router.training", config.router.training.faults());
+    check.all("router", config.router.faults(config.domains.len()));
     check.positive("evaluation.items", config.evaluation.items);
     check.positive("evaluation.shards", config.evaluation.shards);
     evaluation_domains(config, &mut check);

@@ -11,7 +11,8 @@ use serde::Serialize;
 
 use super::{
     Pipeline, TaskResult, files,
-    train::{Corpus, ExpertTraining, RouterTraining},
+    router::RouterTraining,
+    train::{Corpus, ExpertTraining},
     value_input,
 };
 use crate::config::{Form, Merging, Method, RouterSection};
@@ -86,18 +87,18 @@ impl Pipeline {
         let (router, losses) = (files::router(&files::baseline(&id)), files::losses(&id));
         Task::new(
             format!("baseline/{id}"),
-            [self.all_experts(), self.router_inputs(&section, Corpus::Synthetic)].concat(),
+            self.router_inputs(&section, Corpus::Synthetic, &files::main()),
             vec![router.clone(), losses.clone()],
             move |work| {
                 let training = RouterTraining {
                     label: &id,
                     section: &section,
                     corpus: Corpus::Synthetic,
-                    experts: files::main(),
+                    root: files::main(),
                     router: router.clone(),
                     losses: losses.clone(),
                 };
-                self.train_router(&training, work)
+                self.make_router(&training, work)
             },
         )
     }
@@ -168,6 +169,7 @@ impl Pipeline {
         let (root, losses) = (files::baseline(&id), files::losses(&id));
         let mut inputs = self.expert_inputs(&domains, Corpus::Synthetic);
         inputs.push(value_input("router", &self.config.router));
+        inputs.extend(self.ridge_inputs(&self.config.router, &files::main()));
         let outputs = vec![root.join("experts"), files::router(&root), losses.clone()];
         Task::new(format!("baseline/{id}"), inputs, outputs, move |work| {
             self.train_jointly(&root, &losses, work)
@@ -177,12 +179,10 @@ impl Pipeline {
     fn seed_only_tasks<'a>(&'a self, id: &str) -> Vec<Task<'a>> {
         let root = files::baseline(id);
         let mut tasks = Vec::new();
-        let mut router_inputs = self.router_inputs(&self.config.router, Corpus::Seeds);
         for domain in self.own_domains() {
             let name = domain.name();
             let task = format!("baseline/{id}/expert/{name}");
             let (adapter, losses) = (files::expert(&root, name), files::losses(&format!("{id}-{name}")));
-            router_inputs.push(Input::Task(task.clone()));
             let outputs = vec![adapter.clone(), losses.clone()];
             tasks.push(Task::new(task, self.expert_inputs(&[domain], Corpus::Seeds), outputs, move |work| {
                 let (adapter, losses) = (adapter.clone(), losses.clone());
@@ -191,18 +191,23 @@ impl Pipeline {
                 self.train_expert(&ExpertTraining { name, domains: &domains, corpus, adapter, losses }, work)
             }));
         }
+        let section = &self.config.router;
+        if section.fit.uses_ridge() {
+            tasks.extend(self.statistics_tasks_of(section, Corpus::Seeds, &root));
+        }
+        let router_inputs = self.router_inputs(section, Corpus::Seeds, &root);
         let (router, losses) = (files::router(&root), files::losses(&format!("{id}-router")));
         let outputs = vec![router.clone(), losses.clone()];
         tasks.push(Task::new(format!("baseline/{id}/router"), router_inputs, outputs, move |work| {
             let training = RouterTraining {
                 label: "router on seeds",
-                section: &self.config.router,
+                section,
                 corpus: Corpus::Seeds,
-                experts: root.clone(),
+                root: root.clone(),
                 router: router.clone(),
                 losses: losses.clone(),
             };
-            self.train_router(&training, work)
+            self.make_router(&training, work)
         }));
         tasks
     }

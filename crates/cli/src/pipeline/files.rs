@@ -49,6 +49,11 @@ pub(super) fn router(root: &Path) -> PathBuf {
     root.join("router")
 }
 
+/// What a router fitted in closed form needs to know of a domain; `kind` says what the router reads.
+pub(super) fn statistics(root: &Path, kind: &str, domain: &str) -> PathBuf {
+    root.join("statistics").join(kind).join(format!("{domain}.safetensors"))
+}
+
 /// Losses of a training, by its task's name.
 pub(super) fn losses(training: &str) -> PathBuf {
     format!("losses/{training}.json").into()

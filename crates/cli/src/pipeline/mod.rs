@@ -1,7 +1,7 @@
 //! The whole method as a plan of tasks over a run directory.
 //!
 //! ```text
-//! brainstorm/D/K → select/D → respond/D/K → assemble/D → expert/D → router → baseline/METHOD → eval/METHOD/K → routing → report
+//! brainstorm/D/K → select/D → respond/D/K → assemble/D → expert/D → [statistics/KIND/D] → router → baseline/METHOD → eval/METHOD/K → routing → report
 //! ```
 
 mod baselines;
@@ -12,6 +12,7 @@ mod findings;
 mod models;
 mod outline;
 mod report;
+mod router;
 mod routing;
 mod run_directory;
 mod train;
@@ -83,6 +84,7 @@ impl Pipeline {
     pub(crate) fn plan<'a>(&'a self, run: &'a RunDirectory) -> anyhow::Result<Plan<'a>> {
         let mut tasks = self.all_data_tasks()?;
         tasks.extend(self.own_domains().iter().map(|domain| self.expert_task(domain)));
+        tasks.extend(self.statistics_tasks()?);
         if self.outline().evaluates_mixture() {
             tasks.push(self.router_task());
         }

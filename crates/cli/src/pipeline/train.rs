@@ -15,7 +15,6 @@ use mixse_model::{
     mixture::{Mixture, Routing},
     peft,
     random::Stream,
-    router::Router,
     router_files,
 };
 use mixse_selfmoe::{
@@ -24,15 +23,12 @@ use mixse_selfmoe::{
     plan::{Input, Task, Work},
     record::SyntheticRow,
     template::InstructionTemplate,
-    train::{
-        Job, Outcome, StepReport, TrainConfig, TrainRow, check_expert, train_expert, train_jointly,
-        train_router,
-    },
+    train::{Job, Outcome, StepReport, TrainConfig, TrainRow, check_expert, train_expert, train_jointly},
 };
 
 use super::{Pipeline, TaskResult, Watch, files, value_input};
 use crate::{
-    config::{MemoryLimit, RouterSection},
+    config::MemoryLimit,
     machine::{held_memory, unused_memory},
     output::{bytes, note},
 };
@@ -58,18 +54,6 @@ pub(super) struct ExpertTraining<'a> {
     pub(super) losses: PathBuf,
 }
 
-/// One training of a router over all experts of `root`.
-pub(super) struct RouterTraining<'a> {
-    pub(super) label: &'a str,
-    pub(super) section: &'a RouterSection,
-    pub(super) corpus: Corpus,
-    /// Where the experts are.
-    pub(super) experts: PathBuf,
-    /// Where the router and the losses are written.
-    pub(super) router: PathBuf,
-    pub(super) losses: PathBuf,
-}
-
 impl Pipeline {
     pub(super) fn expert_task<'a>(&'a self, domain: &'a Domain) -> Task<'a> {
         let name = domain.name();
@@ -87,26 +71,6 @@ impl Pipeline {
         )
     }
 
-    pub(super) fn router_task(&self) -> Task<'_> {
-        let (router, losses) = (files::router(&files::main()), files::losses("router"));
-        Task::new(
-            "router",
-            [self.all_experts(), self.router_inputs(&self.config.router, Corpus::Synthetic)].concat(),
-            vec![router.clone(), losses.clone()],
-            move |work| {
-                let training = RouterTraining {
-                    label: "router",
-                    section: &self.config.router,
-                    corpus: Corpus::Synthetic,
-                    experts: files::main(),
-                    router: router.clone(),
-                    losses: losses.clone(),
-                };
-                self.train_router(&training, work)
-            },
-        )
-    }
-
     /// The run's experts as inputs.
     pub(super) fn all_experts(&self) -> Vec<Input> {
         self.names().iter().map(|name| Input::Task(format!("expert/{name}"))).collect()
@@ -118,13 +82,7 @@ impl Pipeline {
         [self.training_inputs(domains, corpus), settings].concat()
     }
 
-    /// Everything but the experts that a router depends on.
-    pub(super) fn router_inputs(&self, section: &RouterSection, corpus: Corpus) -> Vec<Input> {
-        let domains: Vec<&Domain> = self.own_domains().iter().collect();
-        [self.training_inputs(&domains, corpus), vec![value_input("router", section)]].concat()
-    }
-
-    fn training_inputs(&self, domains: &[&Domain], corpus: Corpus) -> Vec<Input> {
+    pub(super) fn training_inputs(&self, domains: &[&Domain], corpus: Corpus) -> Vec<Input> {
         let mut inputs = vec![
             self.model_input(),
             value_input("template", &(self.config.style, &self.template)),
@@ -160,22 +118,6 @@ impl Pipeline {
         Ok(write_losses(&work.output(&training.losses)?, &losses)?)
     }
 
-    pub(super) fn train_router(&self, training: &RouterTraining<'_>, work: &Work<'_>) -> TaskResult {
-        let domains: Vec<&Domain> = self.own_domains().iter().collect();
-        let rows = self.training_rows(&domains, training.corpus, work.run())?;
-        let section = training.section;
-        let experts = self.expert_set(&work.run().join(&training.experts))?;
-        let start = self.new_router(section)?;
-        let state = work.scratch().join("training");
-        let job =
-            self.job(&rows, &section.training, self.all_ranks(), self.training_seed("router"), &state, work)?;
-        let mut watch = Training::new(work, training.label);
-        let outcome = train_router(job, &experts, &start, &mut |report| watch.step(report))?;
-        let (router, losses) = watch.finish(outcome)?;
-        router_files::write(&router, self.models.hash()?, &work.output(&training.router)?)?;
-        Ok(write_losses(&work.output(&training.losses)?, &losses)?)
-    }
-
     /// Experts and router from their starts, together; they are written below `root`.
     pub(super) fn train_jointly(&self, root: &Path, losses_file: &Path, work: &Work<'_>) -> TaskResult {
         let domains: Vec<&Domain> = self.own_domains().iter().collect();
@@ -190,13 +132,15 @@ impl Pipeline {
                 Expert::init(name, &section.lora, &decoder.config, seed)
             })
             .collect::<mixse_model::Result<Vec<_>>>()?;
-        let router = self.new_router(&self.config.router)?;
+        let router = self.router_start(&self.config.router, &files::main(), work.run())?;
         let state = work.scratch().join("training");
         let job =
             self.job(&rows, &section.training, self.all_ranks(), self.training_seed("joint"), &state, work)?;
         let rate = self.config.router.training.learning_rate;
         let mut watch = Training::new(work, "experts and router together");
-        let outcome = train_jointly(job, &start, &router, rate, &mut |report| watch.step(report))?;
+        let domain_loss = self.config.router.domain_loss;
+        let outcome =
+            train_jointly(job, &start, &router, rate, domain_loss, &mut |report| watch.step(report))?;
         let ((experts, router), losses) = watch.finish(outcome)?;
         for expert in &experts {
             self.write_expert(expert, &work.output(files::expert(root, &expert.name))?)?;
@@ -206,7 +150,7 @@ impl Pipeline {
     }
 
     /// What a training needs; `ranks` is the sum of the ranks of all experts in its passes.
-    fn job<'j>(
+    pub(super) fn job<'j>(
         &'j self,
         rows: &'j [TrainRow],
         config: &'j TrainConfig,
@@ -221,7 +165,7 @@ impl Pipeline {
     }
 
     /// The ranks of all experts together.
-    fn all_ranks(&self) -> usize {
+    pub(super) fn all_ranks(&self) -> usize {
         self.own_domains().len() * self.config.expert.lora.rank
     }
 
@@ -258,14 +202,8 @@ impl Pipeline {
         if recompute { Memory::Recompute } else { Memory::Keep }
     }
 
-    fn training_seed(&self, training: &str) -> u64 {
+    pub(super) fn training_seed(&self, training: &str) -> u64 {
         Stream::new(self.config.seed, training, 0).next_u64()
-    }
-
-    fn new_router(&self, section: &RouterSection) -> anyhow::Result<Router> {
-        let decoder = self.models.decoder()?;
-        let seed = self.training_seed("router");
-        Ok(Router::init(&section.router, &self.names(), &decoder.config, seed, decoder.device())?)
     }
 
     pub(super) fn write_expert(&self, expert: &Expert, directory: &Path) -> anyhow::Result<()> {
@@ -274,26 +212,26 @@ impl Pipeline {
         Ok(peft::write(expert, &decoder.config, self.models.name(), &origin, directory)?)
     }
 
-    /// The rows of some domains as token ids.
-    fn training_rows(
+    /// The rows of some domains as token ids, each with the place of its domain in the list.
+    pub(super) fn training_rows(
         &self,
         domains: &[&Domain],
         corpus: Corpus,
         run: &Path,
     ) -> anyhow::Result<Vec<TrainRow>> {
         let mut rows = Vec::new();
-        for domain in domains {
+        for (index, domain) in (0..).zip(domains) {
             match corpus {
                 Corpus::Seeds => {
                     for seed in &domain.seeds {
-                        rows.push(self.training_row(&seed.instruction, &seed.input, &seed.output)?);
+                        rows.push(self.training_row(index, &seed.instruction, &seed.input, &seed.output)?);
                     }
                 }
                 Corpus::Synthetic => {
                     for row in
                         self.accepted_rows(domain.name(), run)?.iter().take(self.config.generation.rows)
                     {
-                        rows.push(self.training_row(&row.instruction, &row.input, &row.output)?);
+                        rows.push(self.training_row(index, &row.instruction, &row.input, &row.output)?);
                     }
                 }
             }
@@ -312,11 +250,18 @@ impl Pipeline {
         Ok(rows)
     }
 
-    fn training_row(&self, instruction: &str, input: &str, output: &str) -> anyhow::Result<TrainRow> {
+    fn training_row(
+        &self,
+        domain: u32,
+        instruction: &str,
+        input: &str,
+        output: &str,
+    ) -> anyhow::Result<TrainRow> {
         let tokenizer = self.models.tokenizer()?;
         Ok(TrainRow {
             prompt_ids: self.template.encode(self.config.style, tokenizer, instruction, input)?,
             target_ids: InstructionTemplate::encode_response(tokenizer, output)?,
+            domain: Some(domain),
         })
     }
 
@@ -330,7 +275,7 @@ impl Pipeline {
         self.names().iter().map(|name| self.read_expert(&files::expert(root, name))).collect()
     }
 
-    fn expert_set(&self, root: &Path) -> anyhow::Result<ExpertSet> {
+    pub(super) fn expert_set(&self, root: &Path) -> anyhow::Result<ExpertSet> {
         let decoder = self.models.decoder()?;
         Ok(ExpertSet::new(&self.read_experts(root)?, &decoder.config, decoder.device())?)
     }
@@ -356,29 +301,29 @@ impl Pipeline {
     }
 }
 
-fn write_losses(path: &Path, losses: &[f32]) -> anyhow::Result<()> {
+pub(super) fn write_losses(path: &Path, losses: &[f32]) -> anyhow::Result<()> {
     fs::write(path, serde_json::to_vec(losses)?).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// A training with its progress; how many steps there are is known after the first one.
-struct Training<'a> {
+pub(super) struct Training<'a> {
     work: &'a Work<'a>,
     label: String,
     watch: Option<Watch<'a>>,
 }
 
 impl<'a> Training<'a> {
-    fn new(work: &'a Work<'a>, label: &str) -> Self {
+    pub(super) fn new(work: &'a Work<'a>, label: &str) -> Self {
         Self { work, label: label.to_owned(), watch: None }
     }
 
-    fn step(&mut self, report: StepReport) -> ControlFlow<()> {
+    pub(super) fn step(&mut self, report: StepReport) -> ControlFlow<()> {
         let watch =
             self.watch.get_or_insert_with(|| Watch::new(self.work, &self.label, "steps", report.steps));
         watch.at(report.step, report.tokens as u64)
     }
 
-    fn finish<T>(self, outcome: Outcome<T>) -> anyhow::Result<(T, Vec<f32>)> {
+    pub(super) fn finish<T>(self, outcome: Outcome<T>) -> anyhow::Result<(T, Vec<f32>)> {
         if let Some(watch) = self.watch {
             watch.finish()?;
         }

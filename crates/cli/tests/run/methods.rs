@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::{common::Sandbox, tiny};
 
-const METHODS: [&str; 10] = [
+const METHODS: [&str; 13] = [
     "oracle",
     "instance-merging",
     "linear",
@@ -17,6 +17,9 @@ const METHODS: [&str; 10] = [
     "joint",
     "seed-only",
     "mixture(scale=unit, top_k=all)",
+    "mixture(fit=ridge)",
+    "mixture(fit=ridge_then_lm_loss, scale=unit)",
+    "mixture(domain_loss=2)",
 ];
 
 /// All responses of a method, by domain and item.
@@ -56,7 +59,9 @@ fn each_method_is_itself_and_earlier_work_stays() {
     assert_eq!(output.code, 0, "{}", output.stderr);
     let again: Vec<&str> = started(&output.stderr)
         .into_iter()
-        .filter(|id| !id.starts_with("baseline/") && !id.starts_with("eval/") && *id != "report")
+        .filter(|id| {
+            !["baseline/", "statistics/", "eval/"].iter().any(|part| id.starts_with(part)) && *id != "report"
+        })
         .collect();
     assert!(again.is_empty(), "these were made before: {again:?}");
 
@@ -76,6 +81,9 @@ fn each_method_is_itself_and_earlier_work_stays() {
         "joint",
         "seed-only",
         "mixture-scale-unit-top_k-all",
+        "mixture-fit-ridge",
+        "mixture-fit-ridge_then_lm_loss-scale-unit",
+        "mixture-domain_loss-2",
     ];
     let all: Vec<_> = ids.iter().map(|id| (id, responses(&run, id), tensors(&run, id))).collect();
     for (i, (id, answers, tensors)) in all.iter().enumerate() {
@@ -98,6 +106,7 @@ fn each_method_is_itself_and_earlier_work_stays() {
         "joint/router/router.safetensors",
         "seed-only/experts/sums/adapter_model.safetensors",
         "mixture-scale-unit-top_k-all/router/router.json",
+        "../statistics/block-512/words.safetensors",
     ] {
         assert!(run.join("baselines").join(file).exists(), "{file}");
     }
@@ -120,6 +129,9 @@ fn wrong_methods_are_refused() {
     check("dare(density=2)", "density");
     check("mixture(top_k=9)", "top_k");
     check("mixture(tpo_k=1)", "there is no key");
+    check("mixture(fit=rigde)", "ridge_then_lm_loss");
+    check("mixture(fit=ridge, domain_loss=1)", "no effect");
+    check("mixture(ridge.confidence=0.4)", "ridge.confidence");
 }
 
 const STUDY: &str = r#"

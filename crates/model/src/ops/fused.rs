@@ -119,6 +119,16 @@ impl FusedBlock {
         rms_norm_backward(x, dy, x.len() / weight.len(), self.spec.norm(weight), dx);
     }
 
+    /// The norm before the attention: what a router reads in this block.
+    pub(crate) fn attention_norm(&self, x: &[f32], h: &mut [f32]) {
+        self.norm(x, &self.weights.attention_norm, h);
+    }
+
+    /// Backward of [`FusedBlock::attention_norm`]; `dx` is overwritten.
+    pub(crate) fn attention_norm_backward(&self, x: &[f32], dh: &[f32], dx: &mut [f32]) {
+        self.norm_backward(x, &self.weights.attention_norm, dh, dx);
+    }
+
     /// `y = W x + bias + Σ_i gate_i s_i B_i A_i x`. The residual stream is added to the finished sum, not the other way
     /// round: it can be a thousand times larger than the terms, and each addition would round them to its own grid.
     fn project(&self, module: Module, x: &[f32], lora: &mut Lora<'_>, y: &mut [f32]) {
@@ -145,7 +155,7 @@ impl FusedBlock {
         let (spec, w, rows) = (&self.spec, &self.weights, angles.tokens());
         let (q_width, kv_width) = (spec.q_width(), spec.kv_width());
         let shape = &spec.attention;
-        self.norm(x, &w.attention_norm, act.h.sized(rows * spec.hidden));
+        self.attention_norm(x, act.h.sized(rows * spec.hidden));
         if let Some(ExpertValues { gate: GateValues::Routed(r, config), .. }) = &experts {
             let choices = r.len() / spec.hidden;
             let probabilities = act.probabilities.sized(rows * choices);
@@ -300,7 +310,7 @@ impl FusedBlock {
         };
         let dq = heads_backward(dq, shape.heads, &act.q_raw, &w.q_norm);
         let dk = heads_backward(dk, shape.kv_heads, &act.k_raw, &w.k_norm);
-        self.norm(x, &w.attention_norm, act.h.sized(hidden));
+        self.attention_norm(x, act.h.sized(hidden));
         self.project_backward(Module::Q, &dq, &act.h, false, &back, &mut d_h, grads);
         self.project_backward(Module::K, &dk, &act.h, true, &back, &mut d_h, grads);
         self.project_backward(Module::V, &dv, &act.h, true, &back, &mut d_h, grads);
@@ -318,7 +328,7 @@ impl FusedBlock {
                 grads.router.as_deref_mut(),
             );
         }
-        self.norm_backward(x, &w.attention_norm, &d_h, &mut d_hidden);
+        self.attention_norm_backward(x, &d_h, &mut d_hidden);
         add_into(&d_hidden, dx);
         act.drop_scratch();
     }

@@ -12,11 +12,7 @@ pub(crate) fn portable(
     bias: Option<&Tensor>,
     config: &GateConfig,
 ) -> candle_core::Result<Tensor> {
-    let mut logits = h.matmul(&r.t()?)?;
-    if let Some(bias) = bias {
-        logits = logits.broadcast_add(bias)?;
-    }
-    let logits = (logits / f64::from(config.temperature))?;
+    let logits = portable_logits(h, r, bias, config)?;
     let top = logits.detach().max_keepdim(D::Minus1)?;
     let exp = logits.broadcast_sub(&top)?.exp()?;
     let probabilities = exp.broadcast_div(&exp.sum_keepdim(D::Minus1)?)?;
@@ -35,6 +31,36 @@ pub(crate) fn portable(
         GateScale::Unit => ((&kept - kept.detach())? + mask)?,
     };
     gates.narrow(1, 0, choices - usize::from(config.null_expert))?.contiguous()
+}
+
+/// Portable body: `z = (R h + b) / T`, `[tokens, choices]`.
+fn portable_logits(
+    h: &Tensor,
+    r: &Tensor,
+    bias: Option<&Tensor>,
+    config: &GateConfig,
+) -> candle_core::Result<Tensor> {
+    let mut logits = h.matmul(&r.t()?)?;
+    if let Some(bias) = bias {
+        logits = logits.broadcast_add(bias)?;
+    }
+    logits / f64::from(config.temperature)
+}
+
+/// Portable body: `scale · Σ −log softmax(z)[label]` over the tokens, a scalar.
+pub(crate) fn portable_label_loss(
+    h: &Tensor,
+    r: &Tensor,
+    bias: Option<&Tensor>,
+    config: &GateConfig,
+    labels: &[u32],
+    scale: f32,
+) -> candle_core::Result<Tensor> {
+    let logits = portable_logits(h, r, bias, config)?;
+    let labels = Tensor::from_slice(labels, (labels.len(), 1), h.device())?;
+    let top = logits.detach().max_keepdim(D::Minus1)?;
+    let log_sum = (logits.broadcast_sub(&top)?.exp()?.sum_keepdim(D::Minus1)?.log()? + top)?;
+    (log_sum - logits.gather(&labels, 1)?)?.sum_all()? * f64::from(scale)
 }
 
 /// Calls `keep` with the index of each of the `k` largest values; the lower index wins among equals.
@@ -69,16 +95,9 @@ pub(crate) fn forward(
 ) {
     let choices = r.len() / d;
     let experts = choices - usize::from(config.null_expert);
-    let tokens = h.len() / d;
-    product_with_router(h, r, tokens, d, probabilities);
+    logits(h, r, d, config, probabilities);
     for (p, g) in probabilities.chunks_exact_mut(choices).zip(gates.chunks_exact_mut(experts)) {
-        let top = p.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b));
-        let mut sum = 0.0;
-        for v in p.iter_mut() {
-            *v = ((*v - top) / config.temperature).exp();
-            sum += *v;
-        }
-        p.iter_mut().for_each(|v| *v /= sum);
+        softmax(p);
         g.fill(0.0);
         let mut kept_sum = 0.0;
         select_top(p, config.top_k, |i| kept_sum += p[i]);
@@ -94,9 +113,9 @@ pub(crate) fn forward(
     }
 }
 
-/// `out [tokens, choices] = h Rᵀ`.
-fn product_with_router(h: &[f32], r: &[f32], tokens: usize, d: usize, out: &mut [f32]) {
-    let choices = r.len() / d;
+/// Fused body: `out [tokens, choices] = h Rᵀ / T`.
+fn logits(h: &[f32], r: &[f32], d: usize, config: &GateConfig, out: &mut [f32]) {
+    let (tokens, choices) = (h.len() / d, r.len() / d);
     let mut transposed = vec![0.0; r.len()];
     for (row, values) in r.chunks_exact(d).enumerate() {
         for (i, &v) in values.iter().enumerate() {
@@ -104,6 +123,54 @@ fn product_with_router(h: &[f32], r: &[f32], tokens: usize, d: usize, out: &mut 
         }
     }
     gemm((tokens, choices, d), View::rows(h, d), &transposed, choices, out, choices, Accumulate::Overwrite);
+    out.iter_mut().for_each(|z| *z /= config.temperature);
+}
+
+/// Turns one token's logits into probabilities; returns `log Σ exp z`.
+fn softmax(z: &mut [f32]) -> f32 {
+    let top = z.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b));
+    let mut sum = 0.0;
+    for v in z.iter_mut() {
+        *v = (*v - top).exp();
+        sum += *v;
+    }
+    z.iter_mut().for_each(|v| *v /= sum);
+    top + sum.ln()
+}
+
+/// Fused body of [`portable_label_loss`], without a bias. Adds its gradients to `dh` and `dr`.
+pub(crate) fn label_loss(
+    h: &[f32],
+    r: &[f32],
+    d: usize,
+    config: &GateConfig,
+    labels: &[u32],
+    scale: f32,
+    dh: &mut [f32],
+    dr: &mut [f32],
+) -> f32 {
+    let choices = r.len() / d;
+    let mut z = vec![0f32; labels.len() * choices];
+    logits(h, r, d, config, &mut z);
+    let mut loss = 0f64;
+    for (z, &label) in z.chunks_exact_mut(choices).zip(labels) {
+        let own = z[label as usize];
+        loss += f64::from(softmax(z) - own);
+        // d loss / d logit = scale (p − [label]); the 1/T is the logits'.
+        z[label as usize] -= 1.0;
+        z.iter_mut().for_each(|v| *v *= scale / config.temperature);
+    }
+    logits_backward(&z, h, r, d, dh, Some(dr));
+    (loss * f64::from(scale)) as f32
+}
+
+/// From the gradient `dz [tokens, choices]` of `h Rᵀ` to those of h and R, added to `dh` and `dr`.
+fn logits_backward(dz: &[f32], h: &[f32], r: &[f32], d: usize, dh: &mut [f32], dr: Option<&mut [f32]>) {
+    let (tokens, choices) = (h.len() / d, r.len() / d);
+    gemm((tokens, d, choices), View::rows(dz, choices), r, d, dh, d, Accumulate::Add);
+    if let Some(dr) = dr {
+        gemm((choices, d, tokens), View::transposed(dz, choices), h, d, dr, d, Accumulate::Add);
+    }
 }
 
 /// Backward of [`forward`]: from `dgates [tokens, experts]` to the gradient of the router's input (added to `dh`) and of R
@@ -148,8 +215,5 @@ pub(crate) fn backward(
             *dz = p * (*dz - mean) / config.temperature;
         }
     }
-    gemm((tokens, d, choices), View::rows(&dz, choices), r, d, dh, d, Accumulate::Add);
-    if let Some(dr) = dr {
-        gemm((choices, d, tokens), View::transposed(&dz, choices), h, d, dr, d, Accumulate::Add);
-    }
+    logits_backward(&dz, h, r, d, dh, dr);
 }

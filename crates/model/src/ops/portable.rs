@@ -27,7 +27,7 @@ pub(crate) fn block(
     past: &mut [Past],
 ) -> candle_core::Result<(Tensor, Option<Tensor>)> {
     let norm = |x: &Tensor, weight: &[f32]| rms_norm(x, weight, spec.eps, spec.plus_one);
-    let h = norm(x, &weights.attention_norm)?;
+    let h = attention_norm(spec, weights, x)?;
     let gate = match experts.map(|e| e.gate) {
         None | Some(Gate::Full) => None,
         Some(Gate::Given(gates)) => Some(gates.clone()),
@@ -67,6 +67,15 @@ pub(crate) fn block(
         None => down,
     };
     Ok(((x + down)?, gate))
+}
+
+/// The norm before the attention: what a router reads in this block.
+pub(crate) fn attention_norm(
+    spec: &BlockSpec,
+    weights: &BlockWeights,
+    x: &Tensor,
+) -> candle_core::Result<Tensor> {
+    rms_norm(x, &weights.attention_norm, spec.eps, spec.plus_one)
 }
 
 /// The experts' part of every projection of a block.

@@ -17,6 +17,9 @@ pub struct TrainRow {
     pub prompt_ids: Vec<u32>,
     /// The response, its end-of-sequence token included.
     pub target_ids: Vec<u32>,
+    /// Index of the expert of the row's domain among those that a router chooses from, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domain: Option<u32>,
 }
 
 impl TrainRow {
@@ -26,7 +29,7 @@ impl TrainRow {
     }
 
     /// Tokens that the row sends through the model: the last target is predicted, never read.
-    fn tokens(&self, max_tokens: usize) -> usize {
+    pub(super) fn tokens(&self, max_tokens: usize) -> usize {
         self.prompt_ids.len() + self.targets(max_tokens) - 1
     }
 }
@@ -70,6 +73,17 @@ pub(super) fn check_rows(rows: &[TrainRow], max_tokens: usize) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A domain loss needs to know every row's domain.
+pub(super) fn check_domains(rows: &[TrainRow]) -> Result<()> {
+    match rows.iter().position(|row| row.domain.is_none()) {
+        None => Ok(()),
+        Some(index) => Err(TrainError::Rows(format!(
+            "row {} has no domain: a domain loss needs it (`\"domain\": INDEX`, counted from 0 in the order of the experts)",
+            index + 1
+        ))),
+    }
 }
 
 /// Which rows each optimiser step takes.
@@ -143,21 +157,27 @@ pub(super) struct RaggedBatch {
     pub(super) ids: Vec<u32>,
     pub(super) ragged: Arc<Ragged>,
     pub(super) targets: Vec<Target>,
+    /// The domain of each token's row, where it is known.
+    pub(super) domains: Vec<u32>,
 }
 
 /// Lays rows out.
 pub(super) fn ragged(rows: &[&TrainRow], max_tokens: usize) -> RaggedBatch {
     let mut ids = Vec::new();
     let mut targets = Vec::new();
+    let mut domains = Vec::new();
     for row in rows {
         let kept = &row.target_ids[..row.targets(max_tokens)];
         let first = ids.len() + row.prompt_ids.len() - 1;
         ids.extend(&row.prompt_ids);
         ids.extend(&kept[..kept.len() - 1]);
         targets.extend(kept.iter().enumerate().map(|(i, &token)| Target { row: first + i, token }));
+        if let Some(domain) = row.domain {
+            domains.resize(ids.len(), domain);
+        }
     }
     let ragged = Arc::new(Ragged::whole(rows.iter().map(|row| row.tokens(max_tokens))));
-    RaggedBatch { ids, ragged, targets }
+    RaggedBatch { ids, ragged, targets, domains }
 }
 
 #[cfg(test)]
@@ -168,6 +188,7 @@ mod tests {
         TrainRow {
             prompt_ids: (0..prompt as u32).collect(),
             target_ids: (100..100 + target as u32).collect(),
+            domain: None,
         }
     }
 

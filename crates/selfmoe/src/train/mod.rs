@@ -6,6 +6,7 @@
 
 mod batch;
 mod checks;
+mod ridge;
 mod schedule;
 mod state;
 
@@ -13,7 +14,7 @@ use std::{ops::ControlFlow, path::Path};
 
 use candle_core::{Tensor, Var};
 use mixse_model::{
-    decoder::{Decoder, Memory, Wanted},
+    decoder::{Decoder, DomainTarget, Memory, TrainingPass, Wanted},
     expert::Expert,
     expert_set::ExpertSet,
     mixture::{Mixture, Routing},
@@ -23,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 pub use batch::{TrainRow, read_rows};
 pub use checks::{CheckFailure, check_expert};
+pub use ridge::{DomainMoments, Moments, RidgeConfig, fit as fit_ridge};
 pub use schedule::Schedule;
 
 use batch::Plan;
@@ -153,7 +155,7 @@ pub struct StepReport {
     pub step: usize,
     /// Optimiser steps in all.
     pub steps: usize,
-    /// Mean loss over the batch's target tokens, before the step.
+    /// What is minimised, before the step: the mean loss over the batch's target tokens, and the domain loss where there is one.
     pub loss: f32,
     /// Tokens that went through the model in this step.
     pub tokens: usize,
@@ -176,6 +178,14 @@ pub struct Job<'a> {
     pub state: Option<&'a Path>,
 }
 
+/// What a training minimises, and by moving what.
+#[derive(Debug, Clone, Copy)]
+struct Objective {
+    wanted: Wanted,
+    /// Weight of the router's cross-entropy against the rows' domains (mean over tokens and blocks); 0: it is not computed.
+    domain_loss: f64,
+}
+
 /// Called after every step; `Break` stops the training after the state was written.
 pub type Progress<'p> = &'p mut dyn FnMut(StepReport) -> ControlFlow<()>;
 
@@ -193,38 +203,41 @@ pub fn train_expert(job: Job<'_>, start: &Expert, progress: Progress<'_>) -> Res
     let set = ExpertSet::new(std::slice::from_ref(start), &job.decoder.config, job.decoder.device())?;
     let (set, vars) = set.trainable()?;
     let mixture = Mixture::all(set);
-    let wanted = Wanted { experts: true, gates: false };
+    let objective = Objective { wanted: Wanted { experts: true, gates: false }, domain_loss: 0.0 };
     let rates = vec![job.config.learning_rate; vars.len()];
-    Ok(match optimise(job, &mixture, &vars, &rates, wanted, progress)? {
+    Ok(match optimise(job, &mixture, &vars, &rates, objective, progress)? {
         Outcome::Done((), losses) => Outcome::Done(mixture.experts.extract(0, start)?, losses),
         Outcome::Stopped => Outcome::Stopped,
     })
 }
 
-/// Trains a router over frozen experts.
+/// Trains a router over frozen experts. `domain_loss` is the weight of the router's cross-entropy against the rows' domains, averaged
+/// over tokens and blocks, beside the language-model loss.
 pub fn train_router(
     job: Job<'_>,
     experts: &ExpertSet,
     start: &Router,
+    domain_loss: f64,
     progress: Progress<'_>,
 ) -> Result<Outcome<Router>> {
     let (router, vars) = start.trainable()?;
     let mixture = Mixture { experts: experts.clone(), routing: Routing::Learned(router) };
-    let wanted = Wanted { experts: false, gates: true };
+    let objective = Objective { wanted: Wanted { experts: false, gates: true }, domain_loss };
     let rates = vec![job.config.learning_rate; vars.len()];
-    Ok(match optimise(job, &mixture, &vars, &rates, wanted, progress)? {
+    Ok(match optimise(job, &mixture, &vars, &rates, objective, progress)? {
         Outcome::Done((), losses) => Outcome::Done(router_from(start, &vars)?, losses),
         Outcome::Stopped => Outcome::Stopped,
     })
 }
 
 /// Trains experts and router together (the paper's joint-training baseline). The job's learning rate is the experts';
-/// the router has its own peak, with the same schedule.
+/// the router has its own peak, with the same schedule. `domain_loss` is as in [`train_router`].
 pub fn train_jointly(
     job: Job<'_>,
     experts: &[Expert],
     start: &Router,
     router_rate: f64,
+    domain_loss: f64,
     progress: Progress<'_>,
 ) -> Result<Outcome<(Vec<Expert>, Router)>> {
     let set = ExpertSet::new(experts, &job.decoder.config, job.decoder.device())?;
@@ -234,8 +247,8 @@ pub fn train_jointly(
     rates.resize(vars.len() + router_vars.len(), router_rate);
     vars.extend(router_vars.iter().cloned());
     let mixture = Mixture { experts: set, routing: Routing::Learned(router) };
-    let wanted = Wanted { experts: true, gates: true };
-    Ok(match optimise(job, &mixture, &vars, &rates, wanted, progress)? {
+    let objective = Objective { wanted: Wanted { experts: true, gates: true }, domain_loss };
+    Ok(match optimise(job, &mixture, &vars, &rates, objective, progress)? {
         Outcome::Done((), losses) => {
             let trained = experts
                 .iter()
@@ -266,7 +279,7 @@ fn optimise(
     mixture: &Mixture,
     vars: &[Var],
     rates: &[f64],
-    wanted: Wanted,
+    objective: Objective,
     progress: Progress<'_>,
 ) -> Result<Outcome<()>> {
     let faults = job.config.faults();
@@ -274,6 +287,9 @@ fn optimise(
         return Err(TrainError::Config(faults.join("; ")));
     }
     batch::check_rows(job.rows, job.config.max_tokens)?;
+    if objective.domain_loss > 0.0 {
+        batch::check_domains(job.rows)?;
+    }
     let plan = Plan::new(job.rows.len(), job.config, job.seed);
     let mut state = State::load_or_start(&job, vars)?;
     for (var, values) in vars.iter().zip(&state.values) {
@@ -282,7 +298,7 @@ fn optimise(
     while state.losses.len() < plan.steps() {
         let step = state.losses.len();
         let rows: Vec<&TrainRow> = plan.batch(step).into_iter().map(|index| &job.rows[index]).collect();
-        let (loss, tokens, mut grads) = gradients(&job, mixture, vars, wanted, &rows)?;
+        let (loss, tokens, mut grads) = gradients(&job, mixture, vars, objective, &rows)?;
         let factor = schedule::factor(job.config.schedule, job.config.warmup_steps, step, plan.steps());
         if !loss.is_finite() {
             let rate = job.config.learning_rate * factor;
@@ -315,17 +331,31 @@ fn gradients(
     job: &Job<'_>,
     mixture: &Mixture,
     vars: &[Var],
-    wanted: Wanted,
+    objective: Objective,
     rows: &[&TrainRow],
 ) -> Result<(f32, usize, Vec<Vec<f32>>)> {
     let mut sums: Vec<Vec<f32>> = vars.iter().map(|v| vec![0.0; v.elem_count()]).collect();
     let (mut loss, mut tokens) = (0f64, 0);
     let targets_in_all: usize = rows.iter().map(|r| r.targets(job.config.max_tokens)).sum();
+    let tokens_in_all: usize = rows.iter().map(|r| r.tokens(job.config.max_tokens)).sum();
+    let domain_scale = (objective.domain_loss / tokens_in_all as f64) as f32;
     for pass in batch::passes(rows, job.config.max_tokens, job.config.pass_tokens) {
         let batch = batch::ragged(&pass, job.config.max_tokens);
         tokens += batch.ids.len();
-        let hidden = job.decoder.hidden(&batch.ids, &batch.ragged, Some(mixture), job.memory, wanted)?;
-        let part = job.decoder.loss(&hidden, &batch.targets, 1.0 / targets_in_all as f32)?;
+        let domains = (objective.domain_loss > 0.0)
+            .then_some(DomainTarget { labels: &batch.domains, scale: domain_scale });
+        let (hidden, domain_loss) = job.decoder.training_pass(&TrainingPass {
+            ids: &batch.ids,
+            ragged: &batch.ragged,
+            mixture: Some(mixture),
+            memory: job.memory,
+            wanted: objective.wanted,
+            domains,
+        })?;
+        let mut part = job.decoder.loss(&hidden, &batch.targets, 1.0 / targets_in_all as f32)?;
+        if let Some(domain_loss) = domain_loss {
+            part = (part + domain_loss)?;
+        }
         loss += f64::from(part.to_scalar::<f32>()?);
         let grads = part.backward()?;
         for (sum, var) in sums.iter_mut().zip(vars) {
