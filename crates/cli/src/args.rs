@@ -34,6 +34,7 @@ pub(crate) enum Command {
     Merge(crate::commands::MergeArgs),
     Eval(crate::commands::EvalArgs),
     Study(crate::commands::StudyArgs),
+    Expert(crate::commands::ExpertArgs),
     Report(crate::commands::ReportArgs),
     Export(crate::commands::ExportArgs),
     Chat(crate::commands::ChatArgs),
@@ -117,7 +118,7 @@ pub(crate) struct RunArgs {
     pub(crate) base: Option<String>,
     /// Evaluate this as well; repeatable. Only what it needs is computed.
     ///
-    /// base, experts, oracle, instance-merging, linear, ties, dare, dare-ties, joint, seed-only, random, mixture; with values:
+    /// base, experts, oracle, instance-merging, linear, ties, dare, dare-ties, joint, seed-only, random, arrow, mixture; with values:
     /// `ties(density=0.5)`, `dare(density=0.1, seed=2)`, `linear(form=factors)`, `mixture(top_k=2)` (any key of the
     /// configuration's [router]).
     #[arg(long = "method", value_name = "METHOD")]

@@ -1,5 +1,6 @@
 //! The decoder: one forward pass for all architectures, used by training, generation, evaluation and serving.
 
+mod session;
 mod training;
 
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use mixse_kernels::{attention::PagedSegment, packed::Storage, rope::Angles};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+pub use session::Session;
 pub use training::{DomainTarget, TrainingPass};
 
 pub use crate::ops::{
@@ -93,6 +95,9 @@ enum PassGates {
 struct CachedPass<'a> {
     cache: &'a mut KvCache,
     sequences: &'a [SequenceId],
+    /// By block, the gates `[sequences, experts]` of those that a router has decided for earlier; empty where it decides for
+    /// tokens.
+    earlier: Vec<Vec<f32>>,
 }
 
 impl Decoder {
@@ -218,9 +223,10 @@ impl Decoder {
         &self,
         mixture: &Mixture,
         ids: &[u32],
-        positions: &[u32],
+        ragged: &Ragged,
         embedded: &Tensor,
         base_last: Option<&Tensor>,
+        earlier: &[Vec<f32>],
     ) -> Result<PassGates> {
         let experts = mixture.experts.len();
         let given = |values: Vec<f32>| -> Result<PassGates> {
@@ -231,7 +237,9 @@ impl Decoder {
             Routing::Fixed(weights) => given(weights.repeat(ids.len())),
             Routing::Random { seed } => {
                 let mut values = vec![0f32; ids.len() * experts];
-                for ((row, &id), &position) in values.chunks_exact_mut(experts).zip(ids).zip(positions) {
+                for ((row, &id), &position) in
+                    values.chunks_exact_mut(experts).zip(ids).zip(&ragged.positions)
+                {
                     row[crate::random::below(experts, *seed, u64::from(position), u64::from(id))] = 1.0;
                 }
                 given(values)
@@ -245,6 +253,7 @@ impl Decoder {
                     router.weight(0),
                     router.bias.as_ref(),
                     &router.config.gate,
+                    ragged.sequences(router.config.granularity, of_block(earlier, 0)),
                 )?))
             }
         }
@@ -270,12 +279,15 @@ impl Decoder {
         mixture: Option<&'a Mixture>,
         gates: &'a PassGates,
         block: usize,
+        ragged: &'a Ragged,
+        earlier: &'a [Vec<f32>],
     ) -> Option<BlockExperts<'a>> {
         let mixture = mixture?;
         let gate = match (gates, &mixture.routing) {
             (PassGates::Given(gates), _) => Gate::Given(gates),
             (PassGates::PerBlock, Routing::Learned(router)) => {
-                Gate::Routed(router.weight(block), router.config.gate)
+                let sequences = ragged.sequences(router.config.granularity, of_block(earlier, block));
+                Gate::Routed(router.weight(block), router.config.gate, sequences)
             }
             _ => Gate::Full,
         };
@@ -382,8 +394,9 @@ impl Decoder {
         trace: bool,
     ) -> Result<(Tensor, Vec<Vec<f32>>)> {
         let embedded = self.embed(ids)?;
+        let earlier = cached.as_mut().map(|cached| std::mem::take(&mut cached.earlier)).unwrap_or_default();
         let gates = match mixture {
-            Some(m) => self.pass_gates(m, ids, &ragged.positions, &embedded, base_last)?,
+            Some(m) => self.pass_gates(m, ids, ragged, &embedded, base_last, &earlier)?,
             None => PassGates::Full,
         };
         let mut traced = Vec::new();
@@ -391,15 +404,15 @@ impl Decoder {
             Body::Portable(blocks) => {
                 let mut x = embedded;
                 for (index, (spec, weights)) in blocks.iter().enumerate() {
-                    let experts = Self::block_experts(mixture, &gates, index);
+                    let experts = Self::block_experts(mixture, &gates, index, ragged, &earlier);
                     let mut past = match &mut cached {
-                        Some(CachedPass { cache: KvCache::Tensors(all), sequences }) => {
+                        Some(CachedPass { cache: KvCache::Tensors(all), sequences, .. }) => {
                             cache::take_past(all, sequences, index)
                         }
                         _ => Vec::new(),
                     };
                     let (y, used) = portable::block(spec, weights, &x, ragged, experts, &mut past)?;
-                    if let Some(CachedPass { cache: KvCache::Tensors(all), sequences }) = &mut cached {
+                    if let Some(CachedPass { cache: KvCache::Tensors(all), sequences, .. }) = &mut cached {
                         cache::put_past(all, sequences, index, past);
                     }
                     if trace && let Some(gates) = used {
@@ -415,10 +428,10 @@ impl Decoder {
                 let mut act = Activations::default();
                 let angles = self.angles(&ragged.positions);
                 for (index, block) in blocks.iter().enumerate() {
-                    let experts = Self::block_experts(mixture, &gates, index);
+                    let experts = Self::block_experts(mixture, &gates, index, ragged, &earlier);
                     let params = experts.map(|e| values(e.params)).transpose()?;
                     let third = match experts.map(|e| e.gate) {
-                        Some(Gate::Given(t) | Gate::Routed(t, _)) => Some(values(t)?),
+                        Some(Gate::Given(t) | Gate::Routed(t, ..)) => Some(values(t)?),
                         _ => None,
                     };
                     let experts = experts.zip(params.as_deref()).map(|(e, params)| ExpertValues {
@@ -426,7 +439,9 @@ impl Decoder {
                         layout: e.layout,
                         gate: match (e.gate, third.as_deref()) {
                             (Gate::Given(_), Some(gates)) => GateValues::Given(gates),
-                            (Gate::Routed(_, config), Some(r)) => GateValues::Routed(r, config),
+                            (Gate::Routed(_, config, sequences), Some(r)) => {
+                                GateValues::Routed(r, config, sequences)
+                            }
                             _ => GateValues::Full,
                         },
                     });
@@ -477,7 +492,7 @@ impl Decoder {
                 let attend = Attend::Whole(&ragged.segments);
                 block.forward(x, angles, attend, experts, act, y);
             }
-            Some(CachedPass { cache: KvCache::Paged(cache), sequences }) => {
+            Some(CachedPass { cache: KvCache::Paged(cache), sequences, .. }) => {
                 let PagedParts { tables, keys, values } = cache.parts(sequences, index);
                 let segments: Vec<PagedSegment<'_>> = tables
                     .iter()
@@ -516,89 +531,7 @@ impl Decoder {
     }
 }
 
-/// Sequences that are being continued by a model, with their keys and values.
-pub struct Session<'a> {
-    decoder: &'a Decoder,
-    mixture: Option<&'a Mixture>,
-    cache: KvCache,
-    /// A second cache for the base alone, when the router reads its final hidden states. Sequence ids are the same.
-    base: Option<KvCache>,
-}
-
-impl<'a> Session<'a> {
-    /// A session without sequences.
-    pub fn new(decoder: &'a Decoder, mixture: Option<&'a Mixture>) -> Self {
-        let base = mixture.is_some_and(Mixture::reads_base_last).then(|| decoder.new_cache());
-        Self { decoder, mixture, cache: decoder.new_cache(), base }
-    }
-
-    /// A sequence without tokens.
-    pub fn start(&mut self) -> SequenceId {
-        if let Some(base) = &mut self.base {
-            base.start();
-        }
-        self.cache.start()
-    }
-
-    /// A sequence that starts with everything `id` holds; nothing is computed again.
-    pub fn fork(&mut self, id: SequenceId) -> SequenceId {
-        if let Some(base) = &mut self.base {
-            base.fork(id);
-        }
-        self.cache.fork(id)
-    }
-
-    /// Tokens of a sequence.
-    pub fn len(&self, id: SequenceId) -> usize {
-        self.cache.len(id)
-    }
-
-    /// Forgets a sequence.
-    pub fn release(&mut self, id: SequenceId) {
-        if let Some(base) = &mut self.base {
-            base.release(id);
-        }
-        self.cache.release(id);
-    }
-
-    /// Appends tokens to sequences (each at most once in a call) and returns the last block's output of every new token
-    /// `[rows, d]`, in the order given. Feed it to [`Decoder::logits`].
-    pub fn step(&mut self, work: &[(SequenceId, &[u32])]) -> Result<Tensor> {
-        Ok(self.pass(work, false)?.0)
-    }
-
-    /// As [`Session::step`], with each block's gates `[rows, experts]`; there are none where experts count fully.
-    pub fn step_with_gates(&mut self, work: &[(SequenceId, &[u32])]) -> Result<(Tensor, Vec<Vec<f32>>)> {
-        self.pass(work, true)
-    }
-
-    fn pass(&mut self, work: &[(SequenceId, &[u32])], trace: bool) -> Result<(Tensor, Vec<Vec<f32>>)> {
-        let ids: Vec<u32> = work.iter().flat_map(|(_, ids)| ids.iter().copied()).collect();
-        self.decoder.check_ids(&ids)?;
-        let mut ragged =
-            Ragged { positions: Vec::with_capacity(ids.len()), segments: Vec::with_capacity(work.len()) };
-        let mut sequences = Vec::with_capacity(work.len());
-        for &(id, new) in work {
-            let first = self.cache.len(id);
-            ragged
-                .segments
-                .push(mixse_kernels::attention::Segment { start: ragged.positions.len(), len: new.len() });
-            ragged.positions.extend(first as u32..(first + new.len()) as u32);
-            self.cache.extend(id, new.len());
-            if let Some(base) = &mut self.base {
-                base.extend(id, new.len());
-            }
-            sequences.push(id);
-        }
-        let base_last = match &mut self.base {
-            None => None,
-            Some(cache) => {
-                let cached = CachedPass { cache, sequences: &sequences };
-                let (x, _) = self.decoder.run(&ids, &ragged, None, Some(cached), None, false)?;
-                Some(self.decoder.final_norm(&x)?)
-            }
-        };
-        let cached = CachedPass { cache: &mut self.cache, sequences: &sequences };
-        self.decoder.run(&ids, &ragged, self.mixture, Some(cached), base_last.as_ref(), trace)
-    }
+/// What was decided earlier for one block.
+fn of_block(earlier: &[Vec<f32>], block: usize) -> &[f32] {
+    earlier.get(block).map_or(&[], Vec::as_slice)
 }

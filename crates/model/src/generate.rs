@@ -61,6 +61,11 @@ impl<'a> Runner<'a> {
         Self { decoder, tokenizer, mixture, limits: BatchLimits::default() }
     }
 
+    /// The router looks at whole prompts, so each is computed by itself and in one piece.
+    fn needs_whole_prompts(&self) -> bool {
+        self.mixture.is_some_and(Mixture::decides_for_sequences)
+    }
+
     /// Refuses a prompt of no tokens or of more than the context; `index` names the request.
     fn check_length(&self, index: usize, prompt: usize) -> Result<()> {
         let context = self.context_length();
@@ -141,12 +146,17 @@ impl LanguageModel for Runner<'_> {
             let (prefix, _) = split(&r.prefix, &r.prompt);
             (prefix.as_ptr(), prefix.len())
         };
-        let mut prefixes = Prefixes::new(requests.iter().map(key), &mut batch.session);
+        let shared = if self.needs_whole_prompts() { &[] } else { requests };
+        let mut prefixes = Prefixes::new(shared.iter().map(key), &mut batch.session);
         let mut waiting = requests.iter().enumerate();
         loop {
             while batch.len() < self.limits.rows.max(1)
                 && let Some((index, request)) = waiting.next()
             {
+                if self.needs_whole_prompts() {
+                    batch.add(index, request)?;
+                    continue;
+                }
                 let (prefix, prompt) = split(&request.prefix, &request.prompt);
                 let sequence = prefixes.fork(prefix, &mut batch.session, self.limits)?;
                 batch.join(index, request, sequence, prompt);
@@ -175,6 +185,9 @@ impl LanguageModel for Runner<'_> {
                 index,
                 r.prefix.len() + r.context.len() + r.continuation.len().saturating_sub(1),
             )?;
+        }
+        if self.needs_whole_prompts() {
+            return self.score_whole(requests, done);
         }
         let mut session = Session::new(self.decoder, self.mixture);
         // Requests that stand next to each other and differ in their continuation only share the context as well.
@@ -231,6 +244,36 @@ struct ScoreRow {
     sequence: SequenceId,
     ids: Vec<u32>,
     first: usize,
+}
+
+impl Runner<'_> {
+    /// [`LanguageModel::score`] without shared parts: a decision over each whole prompt.
+    fn score_whole(
+        &self,
+        requests: &[ScoreRequest],
+        done: &mut dyn FnMut(usize, Score) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let mut session = Session::new(self.decoder, self.mixture);
+        let mut batch: Vec<ScoreRow> = Vec::new();
+        let mut tokens = 0;
+        for (index, request) in requests.iter().enumerate() {
+            let mut ids = [&request.prefix[..], &request.context[..]].concat();
+            let prompt = ids.len();
+            ids.extend(request.continuation.iter().take(request.continuation.len().saturating_sub(1)));
+            if !batch.is_empty() && tokens + ids.len() > self.limits.tokens {
+                if self.score_batch(&mut session, &mut batch, requests, done)?.is_break() {
+                    return Ok(());
+                }
+                tokens = 0;
+            }
+            tokens += ids.len();
+            let sequence = session.start();
+            session.set_prompt(sequence, prompt);
+            batch.push(ScoreRow { index, sequence, ids, first: prompt - 1 });
+        }
+        let _ = self.score_batch(&mut session, &mut batch, requests, done)?;
+        Ok(())
+    }
 }
 
 /// Rows whose logits are held at a time while scoring.

@@ -5,7 +5,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     Result,
     expert_set::ExpertSet,
-    router::{Router, RouterInput},
+    router::{Granularity, Router, RouterInput},
 };
 
 /// How tokens choose among experts.
@@ -56,6 +56,11 @@ impl Mixture {
             other => hasher.update(format!("{other:?}")),
         }
         Ok(hasher.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// The router decides once a sequence, over its whole prompt: a prompt cannot be computed in parts, nor shared in part.
+    pub fn decides_for_sequences(&self) -> bool {
+        matches!(&self.routing, Routing::Learned(router) if router.config.granularity == Granularity::Sequence)
     }
 
     /// The router reads the base's final hidden states, so a pass runs the base first.

@@ -35,6 +35,17 @@ pub enum GateScale {
     Unit,
 }
 
+/// What a logit is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Score {
+    /// `R h + b`.
+    #[default]
+    Linear,
+    /// `|R h|`: rows of R are directions whose sign means nothing (Arrow, Ostapenko et al. 2024).
+    Absolute,
+}
+
 /// How many tokens share a decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -42,7 +53,8 @@ pub enum Granularity {
     /// Every token decides for itself.
     #[default]
     Token,
-    /// One decision a sequence, from the mean of the router's input over the prompt. Not there yet: it is refused.
+    /// One decision a sequence, and a block where the router reads blocks: from the mean of the router's input over the
+    /// prompt, and kept for the whole answer. The prompt's own tokens follow it too.
     Sequence,
 }
 
@@ -56,13 +68,21 @@ pub struct GateConfig {
     pub scale: GateScale,
     /// T: divides the logits before the softmax.
     pub temperature: f32,
+    /// What a logit is.
+    pub score: Score,
     /// An (n+1)-th choice that adds nothing.
     pub null_expert: bool,
 }
 
 impl Default for GateConfig {
     fn default() -> Self {
-        Self { top_k: 1, scale: GateScale::Probability, temperature: 1.0, null_expert: false }
+        Self {
+            top_k: 1,
+            scale: GateScale::Probability,
+            temperature: 1.0,
+            score: Score::Linear,
+            null_expert: false,
+        }
     }
 }
 
@@ -105,10 +125,6 @@ impl RouterConfig {
         }
         if !self.shared && self.input != RouterInput::Block {
             faults.push("router.shared = false needs router.input = \"block\": other inputs decide once for all blocks".into());
-        }
-        if self.granularity == Granularity::Sequence {
-            faults
-                .push("router.granularity = \"sequence\" cannot be trained or run yet; use \"token\"".into());
         }
         faults
     }

@@ -14,7 +14,7 @@ use crate::{
     config::ModelConfig,
     files::{self, NamedTensor, StoredTensor},
     peft,
-    router::{GateConfig, GateScale, Granularity, Router, RouterConfig, RouterInput},
+    router::{GateConfig, GateScale, Granularity, Router, RouterConfig, RouterInput, Score},
 };
 
 const CONFIG: &str = "router.json";
@@ -178,6 +178,7 @@ fn xlora_obstacle(config: &RouterConfig) -> Option<String> {
             config.gate.scale != GateScale::Probability,
             "router.scale is not \"probability\": X-LoRA scales by that",
         ),
+        (config.gate.score != Score::Linear, "router.score is not \"linear\": X-LoRA's classifier is that"),
         (config.gate.null_expert, "router.null_expert is true: X-LoRA has no such choice"),
     ];
     let found: Vec<&str> = obstacles.into_iter().filter(|(is, _)| *is).map(|(_, what)| what).collect();

@@ -12,10 +12,15 @@ use mixse_model::{
     decoder::{Decoder, DomainTarget, Memory, Ragged, Target, TrainingPass, Wanted},
     expert_set::ExpertSet,
     mixture::{Mixture, Routing},
-    router::{GateConfig, GateScale, Router, RouterConfig, RouterInput},
+    router::{GateConfig, GateScale, Granularity, Router, RouterConfig, RouterInput, Score},
 };
 
 const BOTH: Wanted = Wanted { experts: true, gates: true };
+
+/// Two sequences, each with a prompt and more.
+fn two_sequences(ids: &[u32]) -> Arc<Ragged> {
+    Arc::new(Ragged::with_prompts([(5, 13), (8, ids.len() - 13)]))
+}
 
 /// Loss and gradients of all variables over two sequences, every second token a target.
 fn gradients(
@@ -25,7 +30,7 @@ fn gradients(
     vars: &[Var],
     memory: Memory,
 ) -> (f32, Vec<Vec<f32>>) {
-    let ragged = Arc::new(Ragged::whole([13, ids.len() - 13]));
+    let ragged = two_sequences(ids);
     let targets: Vec<Target> =
         (0..ids.len() - 1).step_by(2).map(|row| Target { row, token: ids[row + 1] }).collect();
     let hidden = decoder.hidden(ids, &ragged, Some(mixture), memory, BOTH).unwrap();
@@ -40,11 +45,11 @@ fn gradients(
 
 /// As [`gradients`], of the router's cross-entropy against domains alone.
 fn domain_gradients(decoder: &Decoder, ids: &[u32], mixture: &Mixture, vars: &[Var]) -> (f32, Vec<Vec<f32>>) {
-    let ragged = Arc::new(Ragged::whole([13, ids.len() - 13]));
+    let ragged = two_sequences(ids);
     let labels: Vec<u32> = (0..ids.len()).map(|row| if row < 13 { 2 } else { 0 }).collect();
     let domains = Some(DomainTarget { labels: &labels, scale: 1.0 / ids.len() as f32 });
     let (mixture, memory, wanted) = (Some(mixture), Memory::Keep, BOTH);
-    let pass = TrainingPass { ids, ragged: &ragged, mixture, memory, wanted, domains };
+    let pass = TrainingPass { ids, ragged: &ragged, mixture, memory, wanted, base_last: None, domains };
     let loss = decoder.training_pass(&pass).unwrap().1.unwrap();
     let grads = loss.backward().unwrap();
     let of = |var: &Var| match grads.get(var) {
@@ -82,6 +87,10 @@ fn router_configs() -> Vec<(&'static str, Option<RouterConfig>)> {
     let gate = |top_k, scale| GateConfig { top_k, scale, ..GateConfig::default() };
     let block = |gate| Some(RouterConfig { gate, ..RouterConfig::default() });
     let probability = gate(1, GateScale::Probability);
+    let sequence = |input, shared| {
+        let gate = gate(2, GateScale::Renormalized);
+        Some(RouterConfig { input, shared, granularity: Granularity::Sequence, gate })
+    };
     vec![
         ("one expert", None),
         ("top 1", block(probability)),
@@ -105,6 +114,11 @@ fn router_configs() -> Vec<(&'static str, Option<RouterConfig>)> {
                 ..RouterConfig::default()
             }),
         ),
+        ("sizes of logits", block(GateConfig { score: Score::Absolute, ..gate(2, GateScale::Probability) })),
+        ("a sequence", sequence(RouterInput::Block, true)),
+        ("a sequence and a block", sequence(RouterInput::Block, false)),
+        ("a sequence, base_last", sequence(RouterInput::BaseLast, true)),
+        ("a sequence, embedding", sequence(RouterInput::Embedding, true)),
     ]
 }
 
@@ -190,7 +204,7 @@ fn the_domain_loss_is_the_cross_entropy_of_the_routers_softmax() {
                 &domain_gradients(&fused, ids, &mixture, &of_router),
                 &want,
             );
-            let ragged = Arc::new(Ragged::whole([13, ids.len() - 13]));
+            let ragged = two_sequences(ids);
             let gates = fused.route(ids, &ragged, &mixture).unwrap();
             let mean: f32 = gates
                 .iter()

@@ -7,6 +7,7 @@
 //! without a router.
 
 pub mod answer;
+pub mod arrow;
 pub mod brainstorm;
 pub mod confirm;
 pub mod domain;

@@ -19,6 +19,7 @@
 mod claim;
 mod error;
 pub mod files;
+mod goal;
 mod state;
 mod store;
 

@@ -39,7 +39,7 @@ fn rows(case: &tiny::Case) -> Vec<TrainRow> {
 }
 
 fn job<'a>(decoder: &'a Decoder, rows: &'a [TrainRow], config: &'a TrainConfig) -> Job<'a> {
-    Job { decoder, rows, config, seed: 5, memory: Memory::Keep, state: None }
+    Job { decoder, rows, config, seed: 5, memory: Memory::Keep, keep_states: false, state: None }
 }
 
 fn done<T>(outcome: Outcome<T>) -> (T, Vec<f32>) {
@@ -143,6 +143,25 @@ fn recomputing_activations_changes_nothing() {
             done(train_expert(job, &start, &mut |_| ControlFlow::Continue(())).unwrap())
         };
         assert_eq!(train(Memory::Keep), train(Memory::Recompute));
+    });
+}
+
+#[test]
+fn hidden_states_of_an_earlier_epoch_change_nothing() {
+    on_one_model(|case, model, decoder| {
+        let rows = rows(case);
+        let config = TrainConfig { epochs: 4, batch_size: 3, pass_tokens: 24, ..reference_config() };
+        let experts = tiny::experts(model, decoder);
+        let set = ExpertSet::new(&experts, &decoder.config, &Device::Cpu).unwrap();
+        let settings = RouterConfig { input: RouterInput::BaseLast, ..RouterConfig::default() };
+        let start = Router::init(&settings, &set.names, &decoder.config, 2, &Device::Cpu).unwrap();
+        let train = |keep_states| {
+            let job = Job { keep_states, ..job(decoder, &rows, &config) };
+            let go_on = &mut |_: StepReport| ControlFlow::Continue(());
+            let (router, losses) = done(train_router(job, &set, &start, 0.0, go_on).unwrap());
+            (router.weights[0].flatten_all().unwrap().to_vec1::<f32>().unwrap(), losses)
+        };
+        assert_eq!(train(true), train(false));
     });
 }
 

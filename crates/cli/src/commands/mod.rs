@@ -4,6 +4,7 @@ mod bench;
 mod chat;
 mod doctor;
 mod eval;
+mod expert;
 mod export;
 mod generate;
 mod inspect;
@@ -20,6 +21,7 @@ mod train;
 pub(crate) use bench::BenchArgs;
 pub(crate) use chat::ChatArgs;
 pub(crate) use eval::EvalArgs;
+pub(crate) use expert::ExpertArgs;
 pub(crate) use export::ExportArgs;
 pub(crate) use generate::GenerateArgs;
 pub(crate) use inspect::InspectArgs;
@@ -39,6 +41,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Bench(args) => bench::run(&args),
         Command::Chat(args) => chat::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Expert(args) => expert::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Inspect(args) => inspect::run(&args),

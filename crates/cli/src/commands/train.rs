@@ -190,6 +190,7 @@ fn expert(args: &ExpertArgs) -> anyhow::Result<()> {
         config: &config,
         seed: common.seed,
         memory: common.memory(),
+        keep_states: true,
         state: None,
     };
     let Outcome::Done(trained, losses) = train_expert(job, &start, &mut common.progress())? else {
@@ -234,6 +235,7 @@ fn router(args: &RouterArgs) -> anyhow::Result<()> {
         config: &config,
         seed: common.seed,
         memory: common.memory(),
+        keep_states: true,
         state: None,
     };
     let outcome = train_router(job, &set, &start, args.domain_loss, &mut common.progress())?;

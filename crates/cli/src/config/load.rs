@@ -46,6 +46,12 @@ pub(crate) fn load(
     parse(&source, preset, adjust)
 }
 
+/// Refuses a configuration that was changed by other means than [`load`] and cannot work.
+pub(crate) fn check(config: &Config) -> anyhow::Result<()> {
+    let faults = validate::faults(config);
+    if faults.is_empty() { Ok(()) } else { Err(Source { name: None, text: "" }.error(&faults)) }
+}
+
 /// Reads the full configuration that a run directory keeps.
 pub(crate) fn read_resolved(path: &Path) -> anyhow::Result<Config> {
     load(Some(path), None, |_| {})

@@ -18,6 +18,8 @@ pub(crate) enum Method {
     /// The experts under a trained router. The values replace keys of the configuration's `[router]`; without any it is
     /// the run's own router.
     Mixture(Vec<(String, String)>),
+    /// The experts under a router without training. The values are as those of a mixture.
+    Arrow(Vec<(String, String)>),
     /// Each item answered by the expert of its own domain: routing that knows the domain.
     Oracle,
     /// One adapter trained on the union of all domains' rows.
@@ -53,8 +55,19 @@ pub(crate) enum Form {
 /// As TIES' authors recommend.
 const TIES_DENSITY: f64 = 0.2;
 const DARE_DENSITY: f64 = 0.5;
+/// Arrow's router; kept logits go through a softmax of their own, as in its paper.
+const ARROW: [(&str, &str); 8] = [
+    ("fit", "arrow"),
+    ("domain_loss", "0.0"),
+    ("input", "block"),
+    ("shared", "false"),
+    ("granularity", "token"),
+    ("null_expert", "false"),
+    ("score", "absolute"),
+    ("scale", "renormalized"),
+];
 
-const NAMES: [&str; 13] = [
+const NAMES: [&str; 14] = [
     "base",
     "experts",
     "oracle",
@@ -66,6 +79,7 @@ const NAMES: [&str; 13] = [
     "joint",
     "seed-only",
     "random",
+    "arrow",
     "mixture",
     "mixture(KEY=VALUE, …)",
 ];
@@ -83,6 +97,19 @@ impl Method {
             .filter(|c| !matches!(c, ' ' | ')'))
             .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_') { c } else { '-' })
             .collect()
+    }
+
+    /// The keys of `[router]` that are different in the router which the method makes for itself; `None`: it makes none, or the
+    /// run's own.
+    pub(crate) fn router_values(&self) -> Option<Vec<(String, String)>> {
+        match self {
+            Self::Mixture(values) if !values.is_empty() => Some(values.clone()),
+            Self::Arrow(values) => {
+                let fixed = ARROW.map(|(key, value)| (key.to_owned(), value.to_owned()));
+                Some(fixed.into_iter().chain(values.iter().cloned()).collect())
+            }
+            _ => None,
+        }
     }
 
     /// What it is in the report.
@@ -118,6 +145,7 @@ impl FromStr for Method {
             "experts" => Self::Experts,
             "random" => Self::Random,
             "mixture" => return Ok(Self::Mixture(arguments.0)),
+            "arrow" => return Ok(Self::Arrow(arguments.0)),
             "oracle" => Self::Oracle,
             "instance-merging" => Self::InstanceMerging,
             "joint" => Self::Joint,
@@ -211,10 +239,8 @@ impl fmt::Display for Method {
             Self::InstanceMerging => f.write_str("instance-merging"),
             Self::Joint => f.write_str("joint"),
             Self::SeedOnly => f.write_str("seed-only"),
-            Self::Mixture(values) => {
-                let list: Vec<String> = values.iter().map(|(key, value)| format!("{key}={value}")).collect();
-                with_arguments(f, "mixture", &list)
-            }
+            Self::Mixture(values) => with_arguments(f, "mixture", &written(values)),
+            Self::Arrow(values) => with_arguments(f, "arrow", &written(values)),
             Self::Merged(merging) => merging.fmt(f),
         }
     }
@@ -242,6 +268,10 @@ impl fmt::Display for Merging {
         list.extend(self.weight.map(|weight| format!("weight={weight}")));
         with_arguments(f, name, &list)
     }
+}
+
+fn written(values: &[(String, String)]) -> Vec<String> {
+    values.iter().map(|(key, value)| format!("{key}={value}")).collect()
 }
 
 fn with_arguments(f: &mut fmt::Formatter<'_>, name: &str, list: &[String]) -> fmt::Result {
@@ -282,6 +312,8 @@ mod tests {
             "linear(form=factors, weight=1)",
             "linear-form-factors-weight-1",
         );
+        check("arrow", "arrow", "arrow");
+        check("arrow(top_k=all)", "arrow(top_k=all)", "arrow-top_k-all");
         check("mixture(top_k=2, scale=unit)", "mixture(top_k=2, scale=unit)", "mixture-top_k-2-scale-unit");
     }
 

@@ -3,6 +3,7 @@
 //! A file names only what differs from a preset ([`presets`]); [`load`] joins the two, checks everything and reports all
 //! faults at once. The full resolved configuration is kept in the run directory.
 
+mod adapter;
 mod load;
 mod memory;
 mod method;
@@ -12,15 +13,20 @@ mod validate;
 use std::{fmt, num::NonZeroUsize, str::FromStr};
 
 use clap::ValueEnum;
-use mixse_model::{decoder::Precision, expert::LoraConfig, router::RouterConfig};
+use mixse_model::{
+    decoder::Precision,
+    expert::LoraConfig,
+    router::{RouterConfig, Score},
+};
 use mixse_selfmoe::{
-    recipe,
+    arrow, recipe,
     template::Style,
     train::{RidgeConfig, TrainConfig},
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, de::DeserializeOwned};
 
-pub(crate) use load::{compare, load, read_resolved, resolve};
+pub(crate) use adapter::AdapterSource;
+pub(crate) use load::{check, compare, load, read_resolved, resolve};
 pub(crate) use memory::MemoryLimit;
 pub(crate) use method::{Form, Merging, Method};
 
@@ -31,6 +37,8 @@ pub(crate) struct Config {
     pub(crate) base: String,
     /// Built-in domains by name, own ones by the path of their folder.
     pub(crate) domains: Vec<String>,
+    /// Domains whose expert was made elsewhere and is taken from a PEFT directory: `NAME=PATH`.
+    pub(crate) adapters: Vec<AdapterSource>,
     /// Every random choice follows from it.
     pub(crate) seed: u64,
     pub(crate) device: Device,
@@ -136,6 +144,8 @@ pub(crate) enum Fit {
     Ridge,
     /// The same as the start of `LmLoss`.
     RidgeThenLmLoss,
+    /// The experts' own directions, without data or training (Arrow).
+    Arrow,
 }
 
 impl Fit {
@@ -159,7 +169,14 @@ impl RouterSection {
             faults.push(format!("router.domain_loss = {} must be 0 or above", self.domain_loss));
         }
         if self.domain_loss > 0.0 && !self.fit.trains() {
-            faults.push("router.domain_loss has no effect with router.fit = \"ridge\": use \"ridge_then_lm_loss\" or 0".into());
+            faults.push("router.domain_loss has no effect where router.fit trains nothing: use \"lm_loss\" or \"ridge_then_lm_loss\"".into());
+        }
+        match (self.fit, self.router.gate.score) {
+            (Fit::Arrow, _) => faults.extend(arrow::faults(&self.router)),
+            (_, Score::Absolute) => {
+                faults.push("router.score = \"absolute\" is for router.fit = \"arrow\"".into())
+            }
+            _ => {}
         }
         faults
     }
@@ -205,6 +222,11 @@ impl Config {
         let section: RouterSection = table.try_into().map_err(|e: toml::de::Error| vec![e.to_string()])?;
         let faults = section.faults(self.domains.len());
         if faults.is_empty() { Ok(section) } else { Err(faults) }
+    }
+
+    /// The router that a method makes for itself; `None`: it makes none.
+    pub(crate) fn router_of(&self, method: &Method) -> Option<Result<RouterSection, Vec<String>>> {
+        Some(self.router_with(&method.router_values()?))
     }
 
     /// What generation needs to know.

@@ -52,6 +52,7 @@ fn paper() -> Config {
     Config {
         base: DEFAULT_MODEL.to_owned(),
         domains: ["knowledge", "reasoning", "math", "coding"].map(str::to_owned).to_vec(),
+        adapters: Vec::new(),
         seed: 0,
         device: Device::Cpu,
         portable: false,

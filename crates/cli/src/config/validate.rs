@@ -1,6 +1,6 @@
 //! Values that cannot work, found before anything starts.
 
-use super::{Config, Method, load::Fault};
+use super::{Config, load::Fault};
 
 /// All faults of a configuration that can be seen without looking at files.
 pub(super) fn faults(config: &Config) -> Vec<Fault> {
@@ -27,6 +27,10 @@ fn domains(config: &Config, check: &mut Check) {
         check.that(!domain.is_empty(), "domains", "has an empty name");
         check.that(!config.domains[..i].contains(domain), "domains", format!("{domain:?} is there twice"));
     }
+    for (i, adapter) in config.adapters.iter().enumerate() {
+        let twice = config.adapters[..i].iter().any(|other| other.domain == adapter.domain);
+        check.that(!twice, "adapters", format!("{:?} has two", adapter.domain));
+    }
 }
 
 fn evaluation_domains(config: &Config, check: &mut Check) {
@@ -46,9 +50,7 @@ fn methods(config: &Config, check: &mut Check) {
     for (i, method) in config.methods.iter().enumerate() {
         let twice = config.methods[..i].iter().any(|other| other.id() == method.id());
         check.that(!twice, "methods", format!("{method} is there twice"));
-        if let Method::Mixture(values) = method
-            && let Err(faults) = config.router_with(values)
-        {
+        if let Some(Err(faults)) = config.router_of(method) {
             faults.into_iter().for_each(|what| check.that(false, "methods", format!("{method}: {what}")));
         }
     }

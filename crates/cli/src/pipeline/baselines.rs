@@ -42,10 +42,13 @@ impl Pipeline {
         Ok(match method {
             Method::Base | Method::Experts | Method::Random | Method::Oracle => Vec::new(),
             Method::Mixture(values) if values.is_empty() => Vec::new(),
-            Method::Mixture(values) => {
-                let section = self.config.router_with(values).map_err(|e| anyhow::anyhow!(e.join("; ")))?;
-                vec![self.variant_task(method.id(), section)]
-            }
+            Method::Mixture(_) | Method::Arrow(_) => match self.config.router_of(method) {
+                Some(section) => {
+                    let section = section.map_err(|e| anyhow::anyhow!(e.join("; ")))?;
+                    vec![self.variant_task(method.id(), section)]
+                }
+                None => Vec::new(),
+            },
             Method::InstanceMerging => vec![self.instance_merging_task(method.id())],
             Method::Merged(merging) => vec![self.merge_task(method.id(), merging)],
             Method::Joint => vec![self.joint_task(method.id())],
@@ -62,7 +65,7 @@ impl Pipeline {
             Method::Mixture(values) if values.is_empty() => {
                 [self.all_experts(), vec![task("router".into())]].concat()
             }
-            Method::Mixture(_) => {
+            Method::Mixture(_) | Method::Arrow(_) => {
                 [self.all_experts(), vec![task(format!("baseline/{}", method.id()))]].concat()
             }
             Method::Merged(merging) if !merging.is_exact_as_adapter() => {

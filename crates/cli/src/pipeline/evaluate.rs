@@ -228,7 +228,7 @@ impl Pipeline {
             Method::InstanceMerging | Method::Merged(_) => self.one_adapter(&own)?,
             Method::Random => self.random_mixture(run)?,
             Method::Mixture(values) if values.is_empty() => self.mixture(run, &files::router(run))?,
-            Method::Mixture(_) => self.mixture(run, &files::router(&own))?,
+            Method::Mixture(_) | Method::Arrow(_) => self.mixture(run, &files::router(&own))?,
             Method::Joint | Method::SeedOnly => self.mixture(&own, &files::router(&own))?,
             Method::Experts | Method::Oracle => bail!("{method} is no single model"),
         }))

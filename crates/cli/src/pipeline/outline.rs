@@ -10,7 +10,7 @@ use mixse_selfmoe::{
 
 use super::{evaluate::Evaluated, files, shards};
 use crate::{
-    config::{Config, Method},
+    config::{AdapterSource, Config, Method},
     output::usage_error,
 };
 
@@ -28,6 +28,15 @@ pub(crate) fn find_domains(config: &Config) -> Result<Vec<Domain>, Vec<String>> 
             }
             Ok(domain) => domains.push(domain),
             Err(e) => faults.push(e.to_string()),
+        }
+    }
+    let own = &domains[..domains.len().min(config.domains.len())];
+    for AdapterSource { domain, path } in &config.adapters {
+        if !own.iter().any(|other| other.name() == domain) {
+            faults.push(format!("adapters: {domain:?} is none of the domains"));
+        }
+        if !path.is_dir() {
+            faults.push(format!("adapters: {} is no directory", path.display()));
         }
     }
     if faults.is_empty() { Ok(domains) } else { Err(faults) }

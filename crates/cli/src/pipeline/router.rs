@@ -7,10 +7,12 @@ use std::{
 
 use anyhow::bail;
 use mixse_model::{
+    expert_set::ModuleLayout,
     router::{Granularity, Router, RouterConfig, RouterInput},
     router_files,
 };
 use mixse_selfmoe::{
+    arrow,
     domain::Domain,
     plan::{Input, Task, Work},
     train::{DomainMoments, fit_ridge, train_router},
@@ -21,7 +23,7 @@ use super::{
     train::{Corpus, Training, write_losses},
     value_input,
 };
-use crate::config::{Method, RouterSection};
+use crate::config::{Fit, Method, RouterSection};
 
 /// One training of a router over all experts of `root`.
 pub(super) struct RouterTraining<'a> {
@@ -77,12 +79,15 @@ impl Pipeline {
         )
     }
 
-    /// Everything that a router over the experts of `root` depends on. One in closed form depends on statistics alone.
+    /// Everything that a router over the experts of `root` depends on: one in closed form on statistics alone, one without training
+    /// on the experts.
     pub(super) fn router_inputs(&self, section: &RouterSection, corpus: Corpus, root: &Path) -> Vec<Input> {
         let domains: Vec<&Domain> = self.own_domains().iter().collect();
         let mut inputs = vec![value_input("router", section)];
         if section.fit.trains() {
             inputs.extend(self.training_inputs(&domains, corpus));
+        }
+        if section.fit.trains() || section.fit == Fit::Arrow {
             inputs.extend(
                 self.names().iter().map(|name| Input::Task(task_id(root, &format!("expert/{name}")))),
             );
@@ -105,11 +110,9 @@ impl Pipeline {
     pub(super) fn statistics_tasks(&self) -> anyhow::Result<Vec<Task<'_>>> {
         let mut sections: BTreeMap<String, RouterSection> = BTreeMap::new();
         for method in &self.config.methods {
-            let section = match method {
-                Method::Mixture(values) => {
-                    self.config.router_with(values).map_err(|e| anyhow::anyhow!(e.join("; ")))?
-                }
-                Method::Joint => self.config.router.clone(),
+            let section = match (self.config.router_of(method), method) {
+                (Some(section), _) => section.map_err(|e| anyhow::anyhow!(e.join("; ")))?,
+                (None, Method::Mixture(_) | Method::Joint) => self.config.router.clone(),
                 _ => continue,
             };
             if section.fit.uses_ridge() {
@@ -194,8 +197,9 @@ impl Pipeline {
         let section = training.section;
         let experts = self.expert_set(&work.run().join(&training.root))?;
         let state = work.scratch().join("training");
-        let job =
-            self.job(&rows, &section.training, self.all_ranks(), self.training_seed("router"), &state, work)?;
+        let modules = experts.layouts.iter().flat_map(|layout| layout.modules.iter().flatten());
+        let ranks = modules.map(ModuleLayout::total_rank).max().unwrap_or(0);
+        let job = self.job(&rows, &section.training, ranks, self.training_seed("router"), &state, work)?;
         let mut watch = Training::new(work, training.label);
         let outcome =
             train_router(job, &experts, start, section.domain_loss, &mut |report| watch.step(report))?;
@@ -211,8 +215,21 @@ impl Pipeline {
     ) -> anyhow::Result<Router> {
         let decoder = self.models.decoder()?;
         let (names, model, device) = (self.names(), &decoder.config, decoder.device());
-        if !section.fit.uses_ridge() {
-            return Ok(Router::init(&section.router, &names, model, self.training_seed("router"), device)?);
+        match section.fit {
+            Fit::LmLoss => {
+                return Ok(Router::init(
+                    &section.router,
+                    &names,
+                    model,
+                    self.training_seed("router"),
+                    device,
+                )?);
+            }
+            Fit::Arrow => {
+                let experts = self.read_experts(&run.join(root))?;
+                return Ok(arrow::router(&section.router, &experts, model, device)?);
+            }
+            Fit::Ridge | Fit::RidgeThenLmLoss => {}
         }
         let read = |name: &String| {
             let path = run.join(files::statistics(root, &kind(section), name));

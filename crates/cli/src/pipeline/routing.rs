@@ -80,7 +80,7 @@ impl Pipeline {
         let prompt = self.template.encode(self.config.style, tokenizer, &item.instruction, &item.input)?;
         let response = tokenizer.encode(&row.response, Bos::Never)?;
         let ids: Vec<u32> = prompt.iter().chain(&response).copied().collect();
-        let ragged = Arc::new(Ragged::whole([ids.len()]));
+        let ragged = Arc::new(Ragged::with_prompts([(prompt.len(), ids.len())]));
         let gates = self.models.decoder()?.route(&ids, &ragged, mixture)?;
         let experts = mixture.experts.len();
         let blocks = gates.len() as f32;

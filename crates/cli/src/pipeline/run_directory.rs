@@ -83,16 +83,20 @@ impl RunDirectory {
     /// The directory, made and given its configuration if it is new or evaluates other methods now.
     pub(crate) fn open(path: &Path, config: &Config) -> anyhow::Result<Self> {
         Self::check(path, config)?;
-        let file = Self::config_file(path);
         let there = Self::stored_config(path)?;
         if there.is_none_or(|there| there.methods != config.methods) {
-            let text = toml::to_string(config)?;
-            write_atomic(&file, text.as_bytes())
-                .with_context(|| format!("cannot write {}", file.display()))?;
+            Self::look(path).reconfigure(config)?;
             // Another process may have been faster, with another configuration.
             Self::check(path, config)?;
         }
         Ok(Self { path: path.to_owned() })
+    }
+
+    /// Gives a run another configuration: tasks whose inputs it changes are to be done again.
+    pub(crate) fn reconfigure(&self, config: &Config) -> anyhow::Result<()> {
+        let file = Self::config_file(&self.path);
+        write_atomic(&file, toml::to_string(config)?.as_bytes())
+            .with_context(|| format!("cannot write {}", file.display()))
     }
 
     /// A directory that is a run already, with its configuration.

@@ -28,7 +28,7 @@ use mixse_selfmoe::{
 
 use super::{Pipeline, TaskResult, Watch, files, value_input};
 use crate::{
-    config::MemoryLimit,
+    config::{AdapterSource, MemoryLimit},
     machine::{held_memory, unused_memory},
     output::{bytes, note},
 };
@@ -58,6 +58,9 @@ impl Pipeline {
     pub(super) fn expert_task<'a>(&'a self, domain: &'a Domain) -> Task<'a> {
         let name = domain.name();
         let (adapter, losses) = (files::expert(&files::main(), name), files::losses(name));
+        if let Some(source) = self.config.adapters.iter().find(|source| source.domain == name) {
+            return self.adapter_task(source, adapter, losses);
+        }
         Task::new(
             format!("expert/{name}"),
             self.expert_inputs(&[domain], Corpus::Synthetic),
@@ -67,6 +70,23 @@ impl Pipeline {
                 let domains = [domain];
                 let corpus = Corpus::Synthetic;
                 self.train_expert(&ExpertTraining { name, domains: &domains, corpus, adapter, losses }, work)
+            },
+        )
+    }
+
+    /// An expert that was made elsewhere. It is copied, under the domain's name, and nothing is trained.
+    fn adapter_task<'a>(&'a self, source: &'a AdapterSource, adapter: PathBuf, losses: PathBuf) -> Task<'a> {
+        let inputs = vec![self.model_input(), Input::File(absolute(&source.path))];
+        Task::new(
+            format!("expert/{}", source.domain),
+            inputs,
+            vec![adapter.clone(), losses.clone()],
+            move |work| {
+                let directory = absolute(&source.path);
+                let mut expert = self.read_expert(&directory)?;
+                expert.name.clone_from(&source.domain);
+                self.write_expert(&expert, &work.output(&adapter)?)?;
+                Ok(write_losses(&work.output(&losses)?, &[])?)
             },
         )
     }
@@ -161,7 +181,12 @@ impl Pipeline {
     ) -> anyhow::Result<Job<'j>> {
         let decoder = self.models.decoder()?;
         let memory = self.training_memory(decoder, rows, config, ranks, work);
-        Ok(Job { decoder, rows, config, seed, memory, state: Some(state) })
+        let tokens: usize =
+            rows.iter().map(|row| (row.prompt_ids.len() + row.target_ids.len()).min(config.max_tokens)).sum();
+        let states = (tokens * decoder.config.hidden_size * size_of::<f32>()) as u64;
+        // The passes need the larger part.
+        let keep_states = self.training_room().is_none_or(|room| states <= room / 4);
+        Ok(Job { decoder, rows, config, seed, memory, keep_states, state: Some(state) })
     }
 
     /// The ranks of all experts together.
@@ -185,10 +210,7 @@ impl Pipeline {
         // A pass holds rows up to `pass_tokens`, and one row in any case.
         let tokens = config.pass_tokens.max(longest).min(all);
         let needed = kept_bytes(&decoder.config, tokens, ranks);
-        let room = match self.config.memory_limit {
-            MemoryLimit::Auto => unused_memory().map(|unused| unused / 2),
-            MemoryLimit::Bytes(limit) => Some(limit.saturating_sub(held_memory().unwrap_or(0))),
-        };
+        let room = self.training_room();
         let recompute = room.is_some_and(|room| needed > room);
         work.record("kept_bytes", if recompute { 0.0 } else { needed as f64 });
         if recompute {
@@ -200,6 +222,14 @@ impl Pipeline {
             ));
         }
         if recompute { Memory::Recompute } else { Memory::Keep }
+    }
+
+    /// Bytes that a training may use; `None`: it is not known.
+    fn training_room(&self) -> Option<u64> {
+        match self.config.memory_limit {
+            MemoryLimit::Auto => unused_memory().map(|unused| unused / 2),
+            MemoryLimit::Bytes(limit) => Some(limit.saturating_sub(held_memory().unwrap_or(0))),
+        }
     }
 
     pub(super) fn training_seed(&self, training: &str) -> u64 {
@@ -299,6 +329,11 @@ impl Pipeline {
         let router = router_files::read(router, &self.names(), &decoder.config, hash, decoder.device())?;
         Ok(Mixture { experts: self.expert_set(experts)?, routing: Routing::Learned(router) })
     }
+}
+
+/// Paths in a configuration start where the program does, those of inputs at the run directory.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
 pub(super) fn write_losses(path: &Path, losses: &[f32]) -> anyhow::Result<()> {

@@ -8,6 +8,7 @@
 mod common;
 
 mod commands;
+mod experts;
 mod methods;
 mod refuse;
 mod same;

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::{common::Sandbox, tiny};
 
-const METHODS: [&str; 13] = [
+const METHODS: [&str; 16] = [
     "oracle",
     "instance-merging",
     "linear",
@@ -20,6 +20,9 @@ const METHODS: [&str; 13] = [
     "mixture(fit=ridge)",
     "mixture(fit=ridge_then_lm_loss, scale=unit)",
     "mixture(domain_loss=2)",
+    "mixture(granularity=sequence, scale=unit)",
+    "mixture(fit=ridge, granularity=sequence, input=base_last)",
+    "arrow",
 ];
 
 /// All responses of a method, by domain and item.
@@ -45,7 +48,7 @@ fn tensors(run: &Path, method: &str) -> Vec<Vec<u8>> {
 }
 
 /// The tasks that a call started.
-fn started(stderr: &str) -> Vec<&str> {
+pub(crate) fn started(stderr: &str) -> Vec<&str> {
     stderr.lines().filter_map(|line| line.split_once(" …").map(|(id, _)| id)).collect()
 }
 
@@ -84,6 +87,9 @@ fn each_method_is_itself_and_earlier_work_stays() {
         "mixture-fit-ridge",
         "mixture-fit-ridge_then_lm_loss-scale-unit",
         "mixture-domain_loss-2",
+        "mixture-granularity-sequence-scale-unit",
+        "mixture-fit-ridge-granularity-sequence-input-base_last",
+        "arrow",
     ];
     let all: Vec<_> = ids.iter().map(|id| (id, responses(&run, id), tensors(&run, id))).collect();
     for (i, (id, answers, tensors)) in all.iter().enumerate() {
@@ -107,6 +113,7 @@ fn each_method_is_itself_and_earlier_work_stays() {
         "seed-only/experts/sums/adapter_model.safetensors",
         "mixture-scale-unit-top_k-all/router/router.json",
         "../statistics/block-512/words.safetensors",
+        "../statistics/base_last-sequence-512/sums.safetensors",
     ] {
         assert!(run.join("baselines").join(file).exists(), "{file}");
     }
@@ -129,6 +136,8 @@ fn wrong_methods_are_refused() {
     check("dare(density=2)", "density");
     check("mixture(top_k=9)", "top_k");
     check("mixture(tpo_k=1)", "there is no key");
+    check("arrow(shared=true)", "router.shared false");
+    check("mixture(score=absolute)", "arrow");
     check("mixture(fit=rigde)", "ridge_then_lm_loss");
     check("mixture(fit=ridge, domain_loss=1)", "no effect");
     check("mixture(ridge.confidence=0.4)", "ridge.confidence");

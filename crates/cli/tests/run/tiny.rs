@@ -76,7 +76,7 @@ pub(crate) fn sandbox() -> Sandbox {
     sandbox
 }
 
-fn write_domain(folder: &Path, kind: &str, answer: &str) {
+pub(crate) fn write_domain(folder: &Path, kind: &str, answer: &str) {
     fs::create_dir_all(folder).unwrap();
     let name = folder.file_name().unwrap().to_str().unwrap();
     let manifest = DOMAIN.replace("NAME", name).replace("KIND", kind);

@@ -9,7 +9,7 @@ use crate::{
     Error, Result,
     mixture::{Mixture, Routing},
     ops::{block_op, domain_loss, gates, portable, values},
-    router::{Router, RouterInput},
+    router::{Router, RouterConfig, RouterInput},
 };
 
 /// A pass over whole sequences that lie one after another.
@@ -25,6 +25,9 @@ pub struct TrainingPass<'a> {
     pub memory: Memory,
     /// Which gradients are wanted.
     pub wanted: Wanted,
+    /// The base's final hidden states of these tokens, where an earlier pass has given them ([`Decoder::base_last`]) and the router
+    /// reads them; `None`: they are computed.
+    pub base_last: Option<&'a Tensor>,
     /// Asks for the router's cross-entropy against known domains.
     pub domains: Option<DomainTarget<'a>>,
 }
@@ -49,7 +52,7 @@ impl Decoder {
         memory: Memory,
         wanted: Wanted,
     ) -> Result<Tensor> {
-        let pass = TrainingPass { ids, ragged, mixture, memory, wanted, domains: None };
+        let pass = TrainingPass { ids, ragged, mixture, memory, wanted, base_last: None, domains: None };
         Ok(self.training_pass(&pass)?.0)
     }
 
@@ -61,9 +64,12 @@ impl Decoder {
     pub fn training_pass(&self, pass: &TrainingPass<'_>) -> Result<(Tensor, Option<Tensor>)> {
         let TrainingPass { ids, ragged, mixture, .. } = *pass;
         let embedded = self.embed(ids)?;
-        let base_last = self.base_last_whole(ids, ragged, mixture)?;
+        let base_last = match pass.base_last {
+            Some(known) => Some(known.clone()),
+            None => self.base_last_whole(ids, ragged, mixture)?,
+        };
         let gates = match mixture {
-            Some(m) => self.pass_gates(m, ids, &ragged.positions, &embedded, base_last.as_ref())?,
+            Some(m) => self.pass_gates(m, ids, ragged, &embedded, base_last.as_ref(), &[])?,
             None => PassGates::Full,
         };
         let Some(target) = pass.domains else {
@@ -71,19 +77,25 @@ impl Decoder {
         };
         let router = check_target(&target, ids.len(), mixture)?;
         if let Some(h) = Self::pass_input(router, &embedded, base_last.as_ref())? {
-            let (r, bias, gate) = (router.weight(0), router.bias.as_ref(), &router.config.gate);
-            let loss = gates::portable_label_loss(h, r, bias, gate, target.labels, target.scale)?;
+            let (r, bias, RouterConfig { gate, granularity, .. }) =
+                (router.weight(0), router.bias.as_ref(), &router.config);
+            let sequences = ragged.sequences(*granularity, &[]);
+            let loss = gates::portable_label_loss(h, r, bias, gate, sequences, target.labels, target.scale)?;
             return Ok((self.blocks(pass, embedded, &gates, &mut |_, _| Ok(()))?, Some(loss)));
         }
         let scale = target.scale / self.config.blocks.len() as f32;
         let mut losses = Vec::with_capacity(self.config.blocks.len());
         let hidden = self.blocks(pass, embedded, &gates, &mut |block, x| {
-            let (r, gate) = (router.weight(block), router.config.gate);
             losses.push(match &self.body {
-                Body::Fused(blocks) => domain_loss::fused(&blocks[block], x, r, gate, target.labels, scale)?,
+                Body::Fused(blocks) => {
+                    let block = (block, &blocks[block]);
+                    domain_loss::fused(block, x, ragged, router, target.labels, scale)?
+                }
                 Body::Portable(blocks) => {
                     let h = portable::attention_norm(&blocks[block].0, &blocks[block].1, x)?;
-                    gates::portable_label_loss(&h, r, None, &gate, target.labels, scale)?
+                    let sequences = ragged.sequences(router.config.granularity, &[]);
+                    let (r, gate) = (router.weight(block), &router.config.gate);
+                    gates::portable_label_loss(&h, r, None, gate, sequences, target.labels, scale)?
                 }
             });
             Ok(())
@@ -91,23 +103,36 @@ impl Decoder {
         Ok((hidden, Some(Tensor::stack(&losses, 0)?.sum_all()?)))
     }
 
-    /// What a router with this input reads in the base without experts: calls `visit` with the block's index (0 where there
-    /// is one decision for all blocks) and the values `[rows, d]`.
+    /// What such a router reads in the base without experts: calls `visit` with the block's index (0 where there is one
+    /// decision for all blocks) and the values, `[rows, d]` or, where it decides for sequences, `[sequences, d]`.
     pub fn router_inputs(
         &self,
         ids: &[u32],
         ragged: &Arc<Ragged>,
-        input: RouterInput,
+        router: &RouterConfig,
         visit: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<()> {
+        let d = self.config.hidden_size;
+        let mut visit = |block: usize, h: &[f32]| match ragged.sequences(router.granularity, &[]) {
+            None => visit(block, h),
+            Some(sequences) => visit(block, &sequences.mean(h, d)),
+        };
         let embedded = self.embed(ids)?;
-        match input {
+        match router.input {
             RouterInput::Embedding => visit(0, &values(&embedded)?),
             RouterInput::BaseLast => visit(0, &values(&self.base_last(ids, ragged)?)?),
             RouterInput::Block => {
                 let wanted = Wanted { experts: false, gates: false };
                 let memory = Memory::Recompute;
-                let pass = TrainingPass { ids, ragged, mixture: None, memory, wanted, domains: None };
+                let pass = TrainingPass {
+                    ids,
+                    ragged,
+                    mixture: None,
+                    memory,
+                    wanted,
+                    base_last: None,
+                    domains: None,
+                };
                 self.blocks(&pass, embedded, &PassGates::Full, &mut |block, x| {
                     match &self.body {
                         Body::Fused(blocks) => {
@@ -141,7 +166,7 @@ impl Decoder {
         let mut x = x;
         for block in 0..self.config.blocks.len() {
             each(block, &x)?;
-            let experts = Self::block_experts(mixture, gates, block);
+            let experts = Self::block_experts(mixture, gates, block, ragged, &[]);
             x = match &self.body {
                 Body::Fused(blocks) => {
                     block_op::apply(&blocks[block], &x, ragged, &angles[block], experts, memory, wanted)?

@@ -104,6 +104,7 @@ impl<'a, R: Borrow<Request>> Batch<'a, R> {
         let tokens: Vec<u32> = asked.prefix.iter().chain(&asked.prompt).copied().collect();
         self.runner.check_length(number, tokens.len())?;
         let sequence = self.session.start();
+        self.session.set_prompt(sequence, tokens.len());
         self.join(number, request, sequence, &tokens);
         Ok(())
     }
@@ -165,6 +166,7 @@ impl<'a, R: Borrow<Request>> Batch<'a, R> {
     fn advance(&mut self, events: &mut Vec<Event>) -> Result<Vec<Option<u32>>> {
         let decoder = self.runner.decoder;
         let mut budget = self.runner.limits.tokens.max(1);
+        let whole_prompts = self.runner.needs_whole_prompts();
         let mut work: Vec<(SequenceId, Vec<u32>)> = Vec::with_capacity(self.rows.len());
         // Rows that read a generated token, with its place in the pass.
         let mut reading = Vec::new();
@@ -172,11 +174,13 @@ impl<'a, R: Borrow<Request>> Batch<'a, R> {
         let mut last_rows = Vec::new();
         let mut total = 0;
         for (at, row) in self.rows.iter_mut().enumerate() {
-            let count = row.pending.len().min(budget);
+            // A prompt that must stay whole may go over the limit, but not when there is nothing left of it.
+            let whole = whole_prompts && row.generated.is_empty() && budget > 0;
+            let count = if whole { row.pending.len() } else { row.pending.len().min(budget) };
             if count == 0 {
                 continue;
             }
-            budget -= count;
+            budget = budget.saturating_sub(count);
             if !row.generated.is_empty() {
                 reading.push((row.number, row.pending[0], total));
             }

@@ -14,12 +14,13 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use mixse_kernels::{AttentionShape, Packed, RmsNorm, Segment, Storage};
 
+use super::gates::Sequences;
 use crate::{
     Result,
     config::{Activation, ModelConfig},
     expert::Module,
     expert_set::BlockLayout,
-    router::GateConfig,
+    router::{GateConfig, Granularity},
     weights::Checkpoint,
 };
 
@@ -30,17 +31,35 @@ pub struct Ragged {
     pub positions: Vec<u32>,
     /// Which rows are one sequence.
     pub segments: Vec<Segment>,
+    /// Rows at the start of each sequence that are its prompt, over which a router for whole sequences decides; 0: it has
+    /// decided in an earlier pass.
+    pub prompts: Vec<usize>,
 }
 
 impl Ragged {
-    /// Whole sequences of the given lengths, each starting at position 0.
+    /// Whole sequences of the given lengths, each starting at position 0; all of each is a prompt.
     pub fn whole(lengths: impl IntoIterator<Item = usize>) -> Self {
-        let (mut positions, mut segments) = (Vec::new(), Vec::new());
-        for len in lengths {
-            segments.push(Segment { start: positions.len(), len });
-            positions.extend(0..len as u32);
+        Self::with_prompts(lengths.into_iter().map(|len| (len, len)))
+    }
+
+    /// Whole sequences, each given by the tokens of its prompt and all its tokens.
+    pub fn with_prompts(lengths: impl IntoIterator<Item = (usize, usize)>) -> Self {
+        let mut ragged = Self { positions: Vec::new(), segments: Vec::new(), prompts: Vec::new() };
+        for (prompt, len) in lengths {
+            ragged.segments.push(Segment { start: ragged.positions.len(), len });
+            ragged.positions.extend(0..len as u32);
+            ragged.prompts.push(prompt.clamp(1, len.max(1)));
         }
-        Self { positions, segments }
+        ragged
+    }
+
+    /// Its sequences as those that decide together, where a router decides for sequences.
+    pub(crate) fn sequences<'a>(
+        &'a self,
+        granularity: Granularity,
+        earlier: &'a [f32],
+    ) -> Option<Sequences<'a>> {
+        (granularity == Granularity::Sequence).then_some(Sequences { ragged: self, earlier })
     }
 
     /// Rows of the batch.
@@ -200,6 +219,6 @@ pub(crate) enum Gate<'a> {
     Full,
     /// Gates `[rows, experts]`, the same for all blocks.
     Given(&'a Tensor),
-    /// The router reads the block's own input: R `[choices, d]`.
-    Routed(&'a Tensor, GateConfig),
+    /// The router reads the block's own input: R `[choices, d]`. `None`: every row decides for itself.
+    Routed(&'a Tensor, GateConfig, Option<Sequences<'a>>),
 }

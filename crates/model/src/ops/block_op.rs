@@ -14,7 +14,10 @@ use super::{
     fused::{Activations, Attend, ExpertGrads, ExpertValues, FusedBlock, GateValues},
     values,
 };
-use crate::{expert_set::BlockLayout, router::GateConfig};
+use crate::{
+    expert_set::BlockLayout,
+    router::{GateConfig, Granularity},
+};
 
 /// What the backward of a block finds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +41,7 @@ pub struct Wanted {
 enum GateKind {
     Full,
     Given,
-    Routed(GateConfig),
+    Routed(GateConfig, Granularity),
 }
 
 struct BlockOp {
@@ -77,7 +80,12 @@ pub(crate) fn apply(
         Some(BlockExperts { params, layout, gate }) => match gate {
             Gate::Full => x.apply_op2(params, op(Some(layout), GateKind::Full)),
             Gate::Given(gates) => x.apply_op3(params, gates, op(Some(layout), GateKind::Given)),
-            Gate::Routed(r, config) => x.apply_op3(params, r, op(Some(layout), GateKind::Routed(config))),
+            Gate::Routed(r, config, sequences) => {
+                // Sequences are whole here, so none was decided earlier.
+                let granularity =
+                    if sequences.is_some() { Granularity::Sequence } else { Granularity::Token };
+                x.apply_op3(params, r, op(Some(layout), GateKind::Routed(config, granularity)))
+            }
         },
     }
 }
@@ -91,7 +99,9 @@ impl BlockOp {
         let (Some(params), Some(layout)) = (params, self.layout.as_deref()) else { return None };
         let gate = match (self.gate, third) {
             (GateKind::Given, Some(gates)) => GateValues::Given(gates),
-            (GateKind::Routed(config), Some(r)) => GateValues::Routed(r, config),
+            (GateKind::Routed(config, granularity), Some(r)) => {
+                GateValues::Routed(r, config, self.ragged.sequences(granularity, &[]))
+            }
             _ => GateValues::Full,
         };
         Some(ExpertValues { params, layout, gate })
@@ -141,15 +151,15 @@ impl BlockOp {
         let gate_count = match self.gate {
             GateKind::Full => 0,
             GateKind::Given => third_len,
-            GateKind::Routed(_) => act.gates.len(),
+            GateKind::Routed(..) => act.gates.len(),
         };
         let wants_gates = self.wanted.gates && third.is_some();
         let mut grads = ExpertGrads {
             params: (self.wanted.experts && params.is_some())
                 .then(|| vec![0f32; params_values.as_ref().map_or(0, |p| p.len())]),
             // The router's choice also depends on the block's input, so its gradient is needed whenever there is a router.
-            gates: (wants_gates || matches!(self.gate, GateKind::Routed(_))).then(|| vec![0f32; gate_count]),
-            router: (wants_gates && matches!(self.gate, GateKind::Routed(_))).then(|| vec![0f32; third_len]),
+            gates: (wants_gates || matches!(self.gate, GateKind::Routed(..))).then(|| vec![0f32; gate_count]),
+            router: (wants_gates && matches!(self.gate, GateKind::Routed(..))).then(|| vec![0f32; third_len]),
         };
         self.block.backward(
             &x_values,
@@ -171,7 +181,7 @@ impl BlockOp {
             (GateKind::Given, Some(third)) if wants_gates => {
                 grads.gates.map(|g| tensor(g, third)).transpose()?
             }
-            (GateKind::Routed(_), Some(third)) => grads.router.map(|g| tensor(g, third)).transpose()?,
+            (GateKind::Routed(..), Some(third)) => grads.router.map(|g| tensor(g, third)).transpose()?,
             _ => None,
         };
         Ok([Some(dx), dparams, dthird])

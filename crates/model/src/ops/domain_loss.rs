@@ -8,26 +8,35 @@ use std::sync::{Arc, Mutex};
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor, bail};
 
-use super::{argument, fused::FusedBlock, gates};
-use crate::router::GateConfig;
+use super::{argument, block::Ragged, fused::FusedBlock, gates};
+use crate::router::{GateConfig, Granularity, Router};
 
-/// A scalar, from the block's input `x [rows, d]` and R `[choices, d]`.
+/// A scalar, from the block's input `x [rows, d]` and the router's R `[choices, d]` for the block with this index.
 pub(crate) fn fused(
-    block: &Arc<FusedBlock>,
+    (index, block): (usize, &Arc<FusedBlock>),
     x: &Tensor,
-    r: &Tensor,
-    config: GateConfig,
+    ragged: &Arc<Ragged>,
+    router: &Router,
     labels: &[u32],
     scale: f32,
 ) -> candle_core::Result<Tensor> {
-    let op =
-        DomainLoss { block: block.clone(), config, labels: labels.to_vec(), scale, grads: Mutex::new(None) };
-    x.apply_op2(r, op)
+    let op = DomainLoss {
+        block: block.clone(),
+        ragged: ragged.clone(),
+        config: router.config.gate,
+        granularity: router.config.granularity,
+        labels: labels.to_vec(),
+        scale,
+        grads: Mutex::new(None),
+    };
+    x.apply_op2(router.weight(index), op)
 }
 
 struct DomainLoss {
     block: Arc<FusedBlock>,
+    ragged: Arc<Ragged>,
     config: GateConfig,
+    granularity: Granularity,
     labels: Vec<u32>,
     scale: f32,
     /// Of x and R.
@@ -51,7 +60,9 @@ impl CustomOp2 for DomainLoss {
         self.block.attention_norm(x, &mut h);
         let (mut dh, mut dr) = (vec![0f32; x.len()], vec![0f32; r.len()]);
         let d = self.block.spec.hidden;
-        let loss = gates::label_loss(&h, r, d, &self.config, &self.labels, self.scale, &mut dh, &mut dr);
+        let sequences = self.ragged.sequences(self.granularity, &[]);
+        let grads = (&mut dh[..], &mut dr[..]);
+        let loss = gates::label_loss(&h, r, d, &self.config, sequences, &self.labels, self.scale, grads);
         // The normed input is not needed any more; its place takes the gradient of x.
         self.block.attention_norm_backward(x, &dh, &mut h);
         if let Ok(mut slot) = self.grads.lock() {

@@ -14,7 +14,7 @@ use mixse_kernels::{
 use super::{
     block::{BlockSpec, BlockWeights, FrozenWeight},
     buffer::Buffer,
-    gates,
+    gates::{self, Sequences},
 };
 use crate::{
     config::Activation,
@@ -30,8 +30,8 @@ pub(crate) enum GateValues<'a> {
     Full,
     /// `[rows, experts]`.
     Given(&'a [f32]),
-    /// R `[choices, d]`.
-    Routed(&'a [f32], GateConfig),
+    /// R `[choices, d]`. `None`: every row decides for itself.
+    Routed(&'a [f32], GateConfig, Option<Sequences<'a>>),
 }
 
 /// The experts of one block over slices.
@@ -76,7 +76,7 @@ pub(crate) struct Activations {
     inner: Buffer,
     /// A x of every module, `[rows, R]`.
     u: [Buffer; 7],
-    /// The router's softmax `[rows, choices]` and the gates `[rows, experts]`.
+    /// The router's softmax `[rows or sequences, choices]` and the gates `[rows, experts]`.
     pub(crate) probabilities: Buffer,
     pub(crate) gates: Buffer,
 }
@@ -156,11 +156,12 @@ impl FusedBlock {
         let (q_width, kv_width) = (spec.q_width(), spec.kv_width());
         let shape = &spec.attention;
         self.attention_norm(x, act.h.sized(rows * spec.hidden));
-        if let Some(ExpertValues { gate: GateValues::Routed(r, config), .. }) = &experts {
+        if let Some(ExpertValues { gate: GateValues::Routed(r, config, sequences), .. }) = &experts {
             let choices = r.len() / spec.hidden;
-            let probabilities = act.probabilities.sized(rows * choices);
+            let decisions = sequences.map_or(rows, |s| s.ragged.segments.len());
+            let probabilities = act.probabilities.sized(decisions * choices);
             let gates = act.gates.sized(rows * (choices - usize::from(config.null_expert)));
-            gates::forward(&act.h, r, spec.hidden, config, probabilities, gates);
+            gates::forward(&act.h, r, spec.hidden, config, *sequences, probabilities, gates);
         }
         let gate = match experts.map(|e| e.gate) {
             None | Some(GateValues::Full) => None,
@@ -314,7 +315,7 @@ impl FusedBlock {
         self.project_backward(Module::Q, &dq, &act.h, false, &back, &mut d_h, grads);
         self.project_backward(Module::K, &dk, &act.h, true, &back, &mut d_h, grads);
         self.project_backward(Module::V, &dv, &act.h, true, &back, &mut d_h, grads);
-        if let (Some(ExpertValues { gate: GateValues::Routed(r, config), .. }), Some(d_gates)) =
+        if let (Some(ExpertValues { gate: GateValues::Routed(r, config, sequences), .. }), Some(d_gates)) =
             (&experts, &grads.gates)
         {
             gates::backward(
@@ -323,6 +324,7 @@ impl FusedBlock {
                 r,
                 spec.hidden,
                 config,
+                *sequences,
                 &act.probabilities,
                 &mut d_h,
                 grads.router.as_deref_mut(),

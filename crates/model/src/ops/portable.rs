@@ -31,7 +31,7 @@ pub(crate) fn block(
     let gate = match experts.map(|e| e.gate) {
         None | Some(Gate::Full) => None,
         Some(Gate::Given(gates)) => Some(gates.clone()),
-        Some(Gate::Routed(r, config)) => Some(gates::portable(&h, r, None, &config)?),
+        Some(Gate::Routed(r, config, sequences)) => Some(gates::portable(&h, r, None, &config, sequences)?),
     };
     let lora = experts.map(|e| Lora { params: e.params, layout: e.layout, gate: gate.as_ref() });
     let project = |module: Module, x: &Tensor| project(weights, module, x, lora.as_ref());

@@ -85,7 +85,7 @@ pub fn merge_experts(
         let mut modules = [const { None }; 7];
         for module in Module::ALL {
             let path = module_path(block, module);
-            let present = present(experts, model, block, module, &path)?;
+            let present = present(experts, model, block, module)?;
             if form == Form::PerFactor && !present.is_empty() && present.len() < experts.len() {
                 return Err(super::mismatch(
                     &path,
@@ -131,7 +131,7 @@ pub fn merged_weights(
     for block in 0..model.blocks.len() {
         for module in Module::ALL {
             let path = module_path(block, module);
-            let (factors, weights): (Vec<Factors>, Vec<f64>) = present(experts, model, block, module, &path)?
+            let (factors, weights): (Vec<Factors>, Vec<f64>) = present(experts, model, block, module)?
                 .into_iter()
                 .map(|(i, factors)| (factors, weights[i]))
                 .unzip();
@@ -145,7 +145,7 @@ pub fn merged_weights(
 }
 
 /// Names a module in messages, and DARE's random choice for it.
-fn module_path(block: usize, module: Module) -> String {
+pub(crate) fn module_path(block: usize, module: Module) -> String {
     format!("block {block} {}", module.path())
 }
 
@@ -155,17 +155,26 @@ fn present(
     model: &ModelConfig,
     block: usize,
     module: Module,
-    path: &str,
 ) -> Result<Vec<(usize, Factors)>> {
-    let (k, n) = module.shape(model);
     let mut found = Vec::new();
     for (index, expert) in experts.iter().enumerate() {
-        let Some(f) = &expert.blocks[block][module.index()] else { continue };
-        let a = Tensor::from_slice(&f.a, (f.rank, k), &Device::Cpu)?;
-        let b = Tensor::from_slice(&f.b, (n, f.rank), &Device::Cpu)?;
-        found.push((index, Factors::new(path, &a, &b, f64::from(f.scale))?));
+        found.extend(factors_of(expert, model, block, module)?.map(|factors| (index, factors)));
     }
     Ok(found)
+}
+
+/// The factors of an expert in a module, if it adapts it.
+pub(crate) fn factors_of(
+    expert: &Expert,
+    model: &ModelConfig,
+    block: usize,
+    module: Module,
+) -> Result<Option<Factors>> {
+    let (k, n) = module.shape(model);
+    let Some(f) = &expert.blocks[block][module.index()] else { return Ok(None) };
+    let a = Tensor::from_slice(&f.a, (f.rank, k), &Device::Cpu)?;
+    let b = Tensor::from_slice(&f.b, (n, f.rank), &Device::Cpu)?;
+    Factors::new(&module_path(block, module), &a, &b, f64::from(f.scale)).map(Some)
 }
 
 /// Squared Frobenius norms, summed over the modules.

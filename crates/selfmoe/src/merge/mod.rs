@@ -14,6 +14,7 @@ use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 pub use experts::{Deltas, Form, MergedExpert, faults, merge_experts, merged_weights};
+pub(crate) use experts::{factors_of, module_path};
 pub use svd::{Truncated, truncate};
 
 use crate::error::{Error, Result};
@@ -194,4 +195,4 @@ fn values(tensor: &Tensor) -> Result<Vec<f32>> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

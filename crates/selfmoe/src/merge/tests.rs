@@ -194,7 +194,7 @@ fn bad_input_is_refused() {
 }
 
 /// A model of one block and two experts of it; the second one has another rank and no adapter on v.
-fn model_and_experts() -> (ModelConfig, Vec<Expert>) {
+pub(crate) fn model_and_experts() -> (ModelConfig, Vec<Expert>) {
     let directory = tempfile::tempdir().unwrap();
     let config = serde_json::json!({
         "model_type": "llama", "vocab_size": 8, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1,
@@ -290,4 +290,37 @@ fn experts_that_cannot_be_merged_are_refused_with_every_reason() {
     let mut other = experts.clone();
     other[1].blocks.push([const { None }; 7]);
     check(&other, &[1.0, 1.0], Method::Linear, Form::Exact, &["another base"]);
+}
+
+#[test]
+fn merged_weights_are_the_changes_that_the_exact_adapter_stands_for() {
+    let (model, experts) = model_and_experts();
+    let weights = [0.5, -2.0];
+    for method in [
+        Method::Linear,
+        Method::Ties { density: 0.5 },
+        Method::DareLinear { density: 0.5, seed: 3 },
+        Method::DareTies { density: 0.5, seed: 3 },
+    ] {
+        let deltas = merged_weights(&experts, &model, &weights, method).unwrap();
+        let adapter = merge_experts("m", &experts, &model, &weights, method, Form::Exact).unwrap().expert;
+        assert_eq!(deltas.len(), 7, "one for each module of the block");
+        for module in Module::ALL {
+            let (k, n) = module.shape(&model);
+            let delta = &deltas[&format!("model.layers.0.{}.weight", module.path())];
+            assert_eq!(delta.dims2().unwrap(), (n, k), "{method:?} {module:?}");
+            let expected = delta_of(&adapter, module, &model);
+            for (got, want) in values(delta).unwrap().iter().zip(&expected) {
+                assert!((got - want).abs() < 1e-5, "{method:?} {module:?}: {got} is not {want}");
+            }
+        }
+    }
+    // Only the first expert adapts v: half of what it does is left.
+    let linear = merged_weights(&experts, &model, &weights, Method::Linear).unwrap();
+    let v = values(&linear["model.layers.0.self_attn.v_proj.weight"]).unwrap();
+    for (got, alone) in v.iter().zip(delta_of(&experts[0], Module::V, &model)) {
+        assert!((got - 0.5 * alone).abs() < 1e-6);
+    }
+    let message = merged_weights(&experts[..1], &model, &[1.0, 1.0], Method::Linear).unwrap_err().to_string();
+    assert!(message.contains("at least two") && message.contains("2 weights"), "{message}");
 }

@@ -176,7 +176,8 @@ pub(super) fn ragged(rows: &[&TrainRow], max_tokens: usize) -> RaggedBatch {
             domains.resize(ids.len(), domain);
         }
     }
-    let ragged = Arc::new(Ragged::whole(rows.iter().map(|row| row.tokens(max_tokens))));
+    let lengths = rows.iter().map(|row| (row.prompt_ids.len(), row.tokens(max_tokens)));
+    let ragged = Arc::new(Ragged::with_prompts(lengths));
     RaggedBatch { ids, ragged, targets, domains }
 }
 

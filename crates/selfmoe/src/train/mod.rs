@@ -9,6 +9,7 @@ mod checks;
 mod ridge;
 mod schedule;
 mod state;
+mod states;
 
 use std::{ops::ControlFlow, path::Path};
 
@@ -29,6 +30,7 @@ pub use schedule::Schedule;
 
 use batch::Plan;
 use state::State;
+use states::BaseStates;
 
 /// What can go wrong in training.
 #[derive(Debug, thiserror::Error)]
@@ -174,6 +176,9 @@ pub struct Job<'a> {
     pub seed: u64,
     /// What a pass keeps for its backward.
     pub memory: Memory,
+    /// Keep the base's final hidden states of all rows from one epoch to the next, where the router reads them: 4 bytes a
+    /// number. It changes time and memory, not results.
+    pub keep_states: bool,
     /// Where the state is kept while training; `None`: it cannot be continued. The caller removes it when the result is safe.
     pub state: Option<&'a Path>,
 }
@@ -291,6 +296,7 @@ fn optimise(
         batch::check_domains(job.rows)?;
     }
     let plan = Plan::new(job.rows.len(), job.config, job.seed);
+    let mut states = BaseStates::new(&job, mixture);
     let mut state = State::load_or_start(&job, vars)?;
     for (var, values) in vars.iter().zip(&state.values) {
         set(var, values)?;
@@ -298,7 +304,7 @@ fn optimise(
     while state.losses.len() < plan.steps() {
         let step = state.losses.len();
         let rows: Vec<&TrainRow> = plan.batch(step).into_iter().map(|index| &job.rows[index]).collect();
-        let (loss, tokens, mut grads) = gradients(&job, mixture, vars, objective, &rows)?;
+        let (loss, tokens, mut grads) = gradients(&job, mixture, vars, objective, &rows, &mut states)?;
         let factor = schedule::factor(job.config.schedule, job.config.warmup_steps, step, plan.steps());
         if !loss.is_finite() {
             let rate = job.config.learning_rate * factor;
@@ -333,6 +339,7 @@ fn gradients(
     vars: &[Var],
     objective: Objective,
     rows: &[&TrainRow],
+    states: &mut BaseStates,
 ) -> Result<(f32, usize, Vec<Vec<f32>>)> {
     let mut sums: Vec<Vec<f32>> = vars.iter().map(|v| vec![0.0; v.elem_count()]).collect();
     let (mut loss, mut tokens) = (0f64, 0);
@@ -344,12 +351,14 @@ fn gradients(
         tokens += batch.ids.len();
         let domains = (objective.domain_loss > 0.0)
             .then_some(DomainTarget { labels: &batch.domains, scale: domain_scale });
+        let base_last = states.of_pass(job, &pass)?;
         let (hidden, domain_loss) = job.decoder.training_pass(&TrainingPass {
             ids: &batch.ids,
             ragged: &batch.ragged,
             mixture: Some(mixture),
             memory: job.memory,
             wanted: objective.wanted,
+            base_last: base_last.as_ref(),
             domains,
         })?;
         let mut part = job.decoder.loss(&hidden, &batch.targets, 1.0 / targets_in_all as f32)?;

@@ -96,7 +96,7 @@ impl DomainMoments {
         for pass in batch::passes(&rows.iter().collect::<Vec<_>>(), max_tokens, pass_tokens) {
             let batch = batch::ragged(&pass, max_tokens);
             let ragged: &Arc<Ragged> = &batch.ragged;
-            decoder.router_inputs(&batch.ids, ragged, config.input, &mut |block, h| {
+            decoder.router_inputs(&batch.ids, ragged, config, &mut |block, h| {
                 sums[if config.shared { 0 } else { block }].add(h);
             })?;
             tokens += batch.ids.len();

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// The ready-made studies: name and file.
-pub(super) const READY_MADE: [(&str, &str); 10] = [
+pub(super) const READY_MADE: [(&str, &str); 11] = [
     ("main", include_str!("../../../../../studies/main.toml")),
     ("router", include_str!("../../../../../studies/router.toml")),
     ("verification", include_str!("../../../../../studies/verification.toml")),
@@ -23,6 +23,7 @@ pub(super) const READY_MADE: [(&str, &str); 10] = [
     ("data-size", include_str!("../../../../../studies/data-size.toml")),
     ("seed-only", include_str!("../../../../../studies/seed-only.toml")),
     ("router-variants", include_str!("../../../../../studies/router-variants.toml")),
+    ("granularity", include_str!("../../../../../studies/granularity.toml")),
     ("generalization", include_str!("../../../../../studies/generalization.toml")),
     ("routing", include_str!("../../../../../studies/routing.toml")),
     ("merging", include_str!("../../../../../studies/merging.toml")),

@@ -30,7 +30,7 @@ use definition::{Cell, Study, base_faults};
 /// A study is a set of runs (one for every base, setting and seed) that share what they have in common: the same data, expert
 /// or evaluation is made once. It can be stopped at any moment and continued by the same call; methods, settings and seeds that
 /// are added later are computed alone. Ready-made studies: main, router, verification, experts, data-size, seed-only, router-variants,
-/// generalization, routing, merging.
+/// granularity, generalization, routing, merging.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
