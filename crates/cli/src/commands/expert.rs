@@ -93,7 +93,10 @@ impl RunFlags {
         let plan = pipeline.plan(&run)?;
         run.reconfigure(&config)?;
         let mut ran = Vec::new();
-        plan.run_up_to("router", &mut |event| {
+        let experts = pipeline.expert_names();
+        let mut goals: Vec<String> = experts.iter().map(|name| format!("expert/{name}")).collect();
+        goals.push("router".into());
+        plan.run_up_to(&goals, &mut |event| {
             tell(&event);
             if let Event::Finished(id, _) = event {
                 ran.push(id.to_owned());
@@ -103,7 +106,7 @@ impl RunFlags {
             }
         })?;
         run.summarise(&plan)?;
-        let done = Done { run: self.directory.clone(), experts: pipeline.expert_names(), ran };
+        let done = Done { run: self.directory.clone(), experts, ran };
         print(self.json.format(), &done)
     }
 }

@@ -1,4 +1,4 @@
-//! Reaching one task: it and what it needs, and nothing else.
+//! Reaching some tasks: them and what they need, and nothing else.
 
 use std::collections::HashMap;
 
@@ -8,14 +8,16 @@ use super::{Done, Error, Event, Plan, Result, State, Task, differing};
 type Records = HashMap<String, Option<State>>;
 
 impl<'a> Plan<'a> {
-    /// Runs a task and whatever has to run before it. A task that is done stays done when files that it was made from are gone: as long as
+    /// Runs some tasks and whatever has to run before them. A task that is done stays done when files that it was made from are gone: as long as
     /// the record of the tasks before it is the one it was made from, they need not be made again.
     ///
     /// # Errors
     /// As [`Plan::run`]; and there is no such task.
-    pub fn run_up_to(&self, id: &str, observe: &mut dyn FnMut(Event<'_>)) -> Result<()> {
-        let (mut done, mut open) = (Done::default(), Vec::new());
-        self.collect(self.find(id)?, &mut Records::new(), &mut done, &mut open)?;
+    pub fn run_up_to(&self, ids: &[String], observe: &mut dyn FnMut(Event<'_>)) -> Result<()> {
+        let (mut records, mut done, mut open) = (Records::new(), Done::default(), Vec::new());
+        for id in ids {
+            self.collect(self.find(id)?, &mut records, &mut done, &mut open)?;
+        }
         self.run_these(open, done, observe)
     }
 
