@@ -14,7 +14,7 @@ pub const VARIABLE: &str = "MIXSE_ISA";
 pub enum Isa {
     /// Plain Rust: whatever the compiler's baseline for the target offers. Without fused multiply-add on x86-64.
     Portable,
-    /// 64-bit Arm: the portable code, for which NEON and its fused multiply-add are the baseline.
+    /// NEON, which every 64-bit Arm processor has.
     Neon,
     /// AVX2, FMA and F16C.
     Avx2,

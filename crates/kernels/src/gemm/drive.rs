@@ -6,6 +6,8 @@ use std::ops::Range;
 use super::avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 use super::avx512::Avx512;
+#[cfg(target_arch = "aarch64")]
+use super::neon::Neon;
 use super::portable::Portable;
 use super::tile::{
     CHAIN, ColMajor, Ends, FewFloats, Floats, Interleaved, PANEL, RowMajor, Rows, Source, Strided, Sums,
@@ -85,6 +87,8 @@ impl Product {
                 Isa::Avx512 | Isa::Amx => self.split::<Avx512>(right),
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx2 => self.split::<Avx2>(right),
+                #[cfg(target_arch = "aarch64")]
+                Isa::Neon => self.split::<Neon>(right),
                 _ => self.split::<Portable>(right),
             }
         }
@@ -368,6 +372,8 @@ pub(crate) unsafe fn strided(
             Isa::Avx512 | Isa::Amx => strided_with::<Avx512>(a, depth, b, ldb, out, add),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => strided_with::<Avx2>(a, depth, b, ldb, out, add),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => strided_with::<Neon>(a, depth, b, ldb, out, add),
             _ => strided_with::<Portable>(a, depth, b, ldb, out, add),
         }
     }
@@ -421,6 +427,8 @@ pub(crate) fn dots(isa: Isa, x: &[f32], rows: &[f32], out: &mut [f32]) {
         Isa::Avx512 | Isa::Amx => dots_with::<Avx512>(x, rows, out),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => dots_with::<Avx2>(x, rows, out),
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => dots_with::<Neon>(x, rows, out),
         _ => dots_with::<Portable>(x, rows, out),
     }
 }
@@ -458,6 +466,8 @@ pub(crate) fn chains(isa: Isa, rounds: usize) -> Chains {
         Isa::Avx512 | Isa::Amx => chains_with::<Avx512>(rounds),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => chains_with::<Avx2>(rounds),
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => chains_with::<Neon>(rounds),
         _ => chains_with::<Portable>(rounds),
     }
 }
@@ -516,6 +526,8 @@ pub(crate) unsafe fn transpose_with(
             Isa::Avx512 | Isa::Amx => transpose::<Avx512>(rows, cols, from, from_row, to, to_row),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => transpose::<Avx2>(rows, cols, from, from_row, to, to_row),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => transpose::<Neon>(rows, cols, from, from_row, to, to_row),
             _ => transpose::<Portable>(rows, cols, from, from_row, to, to_row),
         }
     }

@@ -12,6 +12,8 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod drive;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 pub(crate) mod tile;
 pub(crate) mod vector;
@@ -23,7 +25,9 @@ use drive::{Product, Right};
 use tile::{Ends, GROUP, PANEL, RowMajor, Source, Strided};
 use vector::Vector;
 
-use crate::isa::{self, Isa};
+use crate::isa;
+#[cfg(target_arch = "x86_64")]
+use crate::isa::Isa;
 use crate::packed::{Packed, Storage, WithSources};
 
 /// What happens to the values that are in the output already.

@@ -1,5 +1,4 @@
-//! Plain Rust: the reference of the other instruction sets, and what 64-bit Arm runs (the compiler maps these
-//! eight-lane loops to pairs of NEON registers).
+//! Plain Rust: the reference of the other instruction sets.
 
 use std::ops::Range;
 
