@@ -16,6 +16,7 @@ pub use training::{DomainTarget, TrainingPass};
 pub use crate::ops::{
     block::Ragged,
     block_op::{Memory, Wanted},
+    dropout::Dropout,
     head::Target,
 };
 use crate::{
@@ -25,6 +26,7 @@ use crate::{
     mixture::{Mixture, Routing},
     ops::{
         block::{BlockExperts, BlockSpec, BlockWeights, FrozenWeight, Gate, Holding, hold},
+        dropout::BlockDropout,
         fused::{Activations, Attend, ExpertValues, FusedBlock, GateValues},
         gates,
         head::{FusedLoss, Head},
@@ -281,6 +283,7 @@ impl Decoder {
         block: usize,
         ragged: &'a Ragged,
         earlier: &'a [Vec<f32>],
+        dropout: Option<&'a Dropout>,
     ) -> Option<BlockExperts<'a>> {
         let mixture = mixture?;
         let gate = match (gates, &mixture.routing) {
@@ -292,7 +295,8 @@ impl Decoder {
             _ => Gate::Full,
         };
         let (params, layout) = (&mixture.experts.params[block], &mixture.experts.layouts[block]);
-        Some(BlockExperts { params, layout, gate })
+        let dropout = dropout.map(|pass| BlockDropout { pass, block });
+        Some(BlockExperts { params, layout, gate, dropout })
     }
 
     /// Rotary angles of each block for some positions; blocks with the same frequencies share them.
@@ -404,7 +408,7 @@ impl Decoder {
             Body::Portable(blocks) => {
                 let mut x = embedded;
                 for (index, (spec, weights)) in blocks.iter().enumerate() {
-                    let experts = Self::block_experts(mixture, &gates, index, ragged, &earlier);
+                    let experts = Self::block_experts(mixture, &gates, index, ragged, &earlier, None);
                     let mut past = match &mut cached {
                         Some(CachedPass { cache: KvCache::Tensors(all), sequences, .. }) => {
                             cache::take_past(all, sequences, index)
@@ -428,7 +432,7 @@ impl Decoder {
                 let mut act = Activations::default();
                 let angles = self.angles(&ragged.positions);
                 for (index, block) in blocks.iter().enumerate() {
-                    let experts = Self::block_experts(mixture, &gates, index, ragged, &earlier);
+                    let experts = Self::block_experts(mixture, &gates, index, ragged, &earlier, None);
                     let params = experts.map(|e| values(e.params)).transpose()?;
                     let third = match experts.map(|e| e.gate) {
                         Some(Gate::Given(t) | Gate::Routed(t, ..)) => Some(values(t)?),
@@ -437,6 +441,7 @@ impl Decoder {
                     let experts = experts.zip(params.as_deref()).map(|(e, params)| ExpertValues {
                         params,
                         layout: e.layout,
+                        dropout: None,
                         gate: match (e.gate, third.as_deref()) {
                             (Gate::Given(_), Some(gates)) => GateValues::Given(gates),
                             (Gate::Routed(_, config, sequences), Some(r)) => {

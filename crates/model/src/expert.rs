@@ -96,16 +96,49 @@ pub struct LoraConfig {
     pub targets: Vec<Module>,
     /// Scale by `alpha / sqrt(r)` (rank-stabilised LoRA, Kalajdzievski 2023) instead of `alpha / r`.
     pub rslora: bool,
+    /// Probability with which an element of the adapter's input is dropped while it is trained.
+    #[serde(default)]
+    pub dropout: f64,
 }
 
 impl Default for LoraConfig {
     /// The paper's: r = 8, alpha = 16, all seven modules.
     fn default() -> Self {
-        Self { rank: 8, alpha: 16.0, targets: Module::ALL.to_vec(), rslora: false }
+        Self { rank: 8, alpha: 16.0, targets: Module::ALL.to_vec(), rslora: false, dropout: 0.0 }
     }
 }
 
 impl LoraConfig {
+    /// Everything that is wrong with the values, whatever the model; empty when they are fine.
+    pub fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        let mut need = |fine: bool, what: String| {
+            if !fine {
+                faults.push(what);
+            }
+        };
+        need(self.rank > 0, "rank = 0 must be at least 1".into());
+        need(self.alpha.is_finite() && self.alpha > 0.0, format!("alpha = {} must be above 0", self.alpha));
+        need(!self.targets.is_empty(), "targets names no module".into());
+        need((0.0..1.0).contains(&self.dropout), format!("dropout = {} must lie in 0..1", self.dropout));
+        faults
+    }
+
+    /// The first target module of `model` that is too narrow for the rank, said in words.
+    pub fn misfit(&self, model: &ModelConfig) -> Option<String> {
+        self.targets.iter().find_map(|module| {
+            let (k, n) = module.shape(model);
+            (self.rank == 0 || self.rank > k.min(n)).then(|| {
+                format!(
+                    "rank {} does not fit {} ({k} inputs, {n} outputs): choose 1 to {}",
+                    self.rank,
+                    module.name(),
+                    k.min(n)
+                )
+            })
+        })
+    }
+
     /// The factor s in `ΔW = s · B A`.
     pub fn scale(&self) -> f32 {
         let rank = self.rank as f64;
@@ -144,19 +177,14 @@ impl Expert {
     /// # Errors
     /// A rank of zero or above the width of a target module.
     pub fn init(name: &str, lora: &LoraConfig, model: &ModelConfig, seed: u64) -> Result<Self> {
+        if let Some(misfit) = lora.misfit(model) {
+            return Err(Error::Unsupported(misfit));
+        }
         let mut blocks = Vec::with_capacity(model.blocks.len());
         for block in 0..model.blocks.len() {
             let mut modules = [const { None }; 7];
             for &module in &lora.targets {
                 let (k, n) = module.shape(model);
-                if lora.rank == 0 || lora.rank > k.min(n) {
-                    return Err(Error::Unsupported(format!(
-                        "rank {} does not fit {} ({k} inputs, {n} outputs): choose 1 to {}",
-                        lora.rank,
-                        module.name(),
-                        k.min(n)
-                    )));
-                }
                 let bound = 1.0 / (k as f32).sqrt();
                 let stream = (block * 7 + module.index()) as u64;
                 let a = (0..lora.rank * k)

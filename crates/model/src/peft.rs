@@ -44,6 +44,8 @@ struct AdapterConfig {
     #[serde(default)]
     use_rslora: bool,
     #[serde(default)]
+    lora_dropout: f64,
+    #[serde(default)]
     use_dora: bool,
     #[serde(default)]
     fan_in_fan_out: bool,
@@ -126,7 +128,7 @@ fn config_json(expert: &Expert, base: &str, present: &[(usize, Module, &Factors)
         "base_model_name_or_path": base,
         "r": config.rank,
         "lora_alpha": number(config.alpha),
-        "lora_dropout": 0.0,
+        "lora_dropout": config.dropout,
         "bias": "none",
         "fan_in_fan_out": false,
         "inference_mode": true,
@@ -209,7 +211,7 @@ pub fn read(dir: &Path, model: &ModelConfig) -> Result<Expert> {
             ));
         }
         let alpha = pattern(&config.alpha_pattern, &path).unwrap_or(config.lora_alpha);
-        let scale = LoraConfig { rank, alpha, targets: Vec::new(), rslora: config.use_rslora }.scale();
+        let scale = LoraConfig { rank, alpha, rslora: config.use_rslora, ..LoraConfig::default() }.scale();
         blocks[block][module.index()] = Some(Factors { rank, scale, a: a.values, b: b.values });
     }
     let targets: Vec<Module> =
@@ -217,7 +219,13 @@ pub fn read(dir: &Path, model: &ModelConfig) -> Result<Expert> {
     check_targets(&config, &blocks, &config_path)?;
     let expert = Expert {
         name: name_of(dir)?,
-        config: LoraConfig { rank: config.r, alpha: config.lora_alpha, targets, rslora: config.use_rslora },
+        config: LoraConfig {
+            rank: config.r,
+            alpha: config.lora_alpha,
+            targets,
+            rslora: config.use_rslora,
+            dropout: config.lora_dropout,
+        },
         blocks,
     };
     expert.check_fits(model)?;

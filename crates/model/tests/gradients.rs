@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Var};
 use mixse_model::{
-    decoder::{Decoder, DomainTarget, Memory, Ragged, Target, TrainingPass, Wanted},
+    decoder::{Decoder, DomainTarget, Dropout, Memory, Ragged, Target, TrainingPass, Wanted},
     expert_set::ExpertSet,
     mixture::{Mixture, Routing},
     router::{GateConfig, GateScale, Granularity, Router, RouterConfig, RouterInput, Score},
@@ -29,11 +29,13 @@ fn gradients(
     mixture: &Mixture,
     vars: &[Var],
     memory: Memory,
+    dropout: Option<&Dropout>,
 ) -> (f32, Vec<Vec<f32>>) {
     let ragged = two_sequences(ids);
     let targets: Vec<Target> =
         (0..ids.len() - 1).step_by(2).map(|row| Target { row, token: ids[row + 1] }).collect();
-    let hidden = decoder.hidden(ids, &ragged, Some(mixture), memory, BOTH).unwrap();
+    let pass = TrainingPass { dropout, ..TrainingPass::new(ids, &ragged, Some(mixture), memory, BOTH) };
+    let hidden = decoder.training_pass(&pass).unwrap().0;
     let loss = decoder.loss(&hidden, &targets, 1.0 / targets.len() as f32).unwrap();
     let grads = loss.backward().unwrap();
     let of = |var: &Var| match grads.get(var) {
@@ -49,7 +51,7 @@ fn domain_gradients(decoder: &Decoder, ids: &[u32], mixture: &Mixture, vars: &[V
     let labels: Vec<u32> = (0..ids.len()).map(|row| if row < 13 { 2 } else { 0 }).collect();
     let domains = Some(DomainTarget { labels: &labels, scale: 1.0 / ids.len() as f32 });
     let (mixture, memory, wanted) = (Some(mixture), Memory::Keep, BOTH);
-    let pass = TrainingPass { ids, ragged: &ragged, mixture, memory, wanted, base_last: None, domains };
+    let pass = TrainingPass { domains, ..TrainingPass::new(ids, &ragged, mixture, memory, wanted) };
     let loss = decoder.training_pass(&pass).unwrap().1.unwrap();
     let grads = loss.backward().unwrap();
     let of = |var: &Var| match grads.get(var) {
@@ -144,12 +146,32 @@ fn fused_and_portable_bodies_agree_on_losses_and_gradients() {
         let (fused, reference) = (tiny::load(model, false), tiny::load(model, true));
         for (name, config) in router_configs() {
             let (mixture, vars) = trainable(&reference, model, config);
-            let want = gradients(&reference, ids, &mixture, &vars, Memory::Keep);
+            let want = gradients(&reference, ids, &mixture, &vars, Memory::Keep, None);
             for memory in [Memory::Keep, Memory::Recompute] {
-                let got = gradients(&fused, ids, &mixture, &vars, memory);
+                let got = gradients(&fused, ids, &mixture, &vars, memory, None);
                 assert_same(&format!("{what}, {name}, {memory:?}"), &got, &want);
             }
         }
+    });
+}
+
+#[test]
+fn both_bodies_drop_the_same_inputs_of_adapters() {
+    tiny::each_case(|what, _, ids, model, portable| {
+        if portable {
+            return;
+        }
+        let (fused, reference) = (tiny::load(model, false), tiny::load(model, true));
+        let (mixture, vars) = trainable(&reference, model, None);
+        let of = |decoder, memory, dropout| gradients(decoder, ids, &mixture, &vars, memory, dropout);
+        let dropout = Dropout::new(0.4, (0..ids.len() as u64).collect::<Vec<_>>());
+        let want = of(&reference, Memory::Keep, Some(&dropout));
+        for memory in [Memory::Keep, Memory::Recompute] {
+            assert_same(&format!("{what}, {memory:?}"), &of(&fused, memory, Some(&dropout)), &want);
+        }
+        assert_ne!(want.0, of(&reference, Memory::Keep, None).0, "{what}: something is dropped");
+        let nothing = Dropout::new(0.0, vec![0; ids.len()]);
+        assert_same(what, &of(&fused, Memory::Keep, Some(&nothing)), &of(&fused, Memory::Keep, None));
     });
 }
 
@@ -161,7 +183,9 @@ fn gradients_are_the_slopes_of_the_loss() {
         let gate = GateConfig { top_k: 3, ..GateConfig::default() };
         let (mixture, vars) =
             trainable(&decoder, model, Some(RouterConfig { gate, ..RouterConfig::default() }));
-        let (_, grads) = gradients(&decoder, ids, &mixture, &vars, Memory::Keep);
+        let dropout = Dropout::new(0.3, (0..ids.len() as u64).collect::<Vec<_>>());
+        let dropout = portable.then_some(&dropout);
+        let (_, grads) = gradients(&decoder, ids, &mixture, &vars, Memory::Keep, dropout);
         for (index, (var, grad)) in vars.iter().zip(&grads).enumerate() {
             let start = var.as_detached_tensor().copy().unwrap();
             let norm = grad.iter().map(|g| g * g).sum::<f32>().sqrt();
@@ -170,7 +194,7 @@ fn gradients_are_the_slopes_of_the_loss() {
             let step = 1e-2;
             let loss_at = |t: f64| {
                 var.set(&(&start + (&direction * t).unwrap()).unwrap()).unwrap();
-                f64::from(gradients(&decoder, ids, &mixture, &[], Memory::Recompute).0)
+                f64::from(gradients(&decoder, ids, &mixture, &[], Memory::Recompute, dropout).0)
             };
             let slope = (loss_at(step) - loss_at(-step)) / (2.0 * step);
             var.set(&start).unwrap();

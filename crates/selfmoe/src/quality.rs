@@ -55,6 +55,88 @@ pub struct Quality {
     pub answers: Vec<(String, usize)>,
     /// Different final answers.
     pub different_answers: usize,
+    /// Agreement of the rows that were verified; `None`: none was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agreement: Option<Distribution>,
+    /// ROUGE-L of tasks and those made again from their responses; `None`: not asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub round_trip: Option<Distribution>,
+}
+
+/// Everything that is told about a domain's rows.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct DomainQuality {
+    /// The domain.
+    pub domain: String,
+    /// Figures of the texts.
+    pub quality: Quality,
+    /// How far the rows' tasks lie apart in the base.
+    pub spread: Spread,
+    /// The same of the seeds, for comparison.
+    pub seed_spread: Spread,
+    /// Rows that share text with evaluation files.
+    pub overlaps: Vec<FileOverlap>,
+}
+
+/// Shared text with one evaluation file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileOverlap {
+    /// What is evaluated with the file.
+    pub file: String,
+    /// Items in it.
+    pub items: usize,
+    /// Rows that share a word sequence with one of them.
+    pub overlaps: Vec<Overlap>,
+}
+
+/// How far texts lie apart as a model represents them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Spread {
+    /// Texts.
+    pub texts: usize,
+    /// Mean of 1 − cosine over all pairs. Hidden states share a large part, so that even unlike texts are close.
+    pub mean_distance: f64,
+    /// Number of directions over which the texts spread evenly: the participation ratio (Σλ)² / Σλ² of the eigenvalues λ
+    /// of the covariance of the texts' unit vectors. At most `texts − 1`.
+    pub directions: f64,
+}
+
+impl Spread {
+    /// Of embeddings of equal length; fewer than two have no spread.
+    pub fn of(embeddings: &[Vec<f32>]) -> Self {
+        let texts = embeddings.len();
+        let (Some(first), true) = (embeddings.first(), texts > 1) else {
+            return Self { texts, ..Self::default() };
+        };
+        let mut units: Vec<Vec<f64>> = embeddings
+            .iter()
+            .map(|values| {
+                let norm = values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt().max(1e-12);
+                values.iter().map(|&v| f64::from(v) / norm).collect()
+            })
+            .collect();
+        let mut mean = vec![0.0; first.len()];
+        for unit in &units {
+            mean.iter_mut().zip(unit).for_each(|(m, v)| *m += v / texts as f64);
+        }
+        // Of n unit vectors with mean m: Σ over pairs i≠j of u_i·u_j = n² |m|² − n.
+        let n = texts as f64;
+        let length: f64 = mean.iter().map(|m| m * m).sum();
+        let mean_cosine = (n * n * length - n) / (n * (n - 1.0));
+        for unit in &mut units {
+            unit.iter_mut().zip(&mean).for_each(|(v, m)| *v -= m);
+        }
+        // The Gram matrix has the eigenvalues of the covariance, n times: its trace is Σλ, its squared norm Σλ².
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let (mut trace, mut squares) = (0.0, 0.0);
+        for (i, a) in units.iter().enumerate() {
+            let own = dot(a, a);
+            trace += own;
+            squares += own * own + 2.0 * units[..i].iter().map(|b| dot(a, b).powi(2)).sum::<f64>();
+        }
+        let directions = if squares > 1e-24 { trace * trace / squares } else { 0.0 };
+        Self { texts, mean_distance: 1.0 - mean_cosine, directions }
+    }
 }
 
 /// So many answers are listed.
@@ -81,7 +163,15 @@ pub fn quality(rows: &[SyntheticRow]) -> Quality {
         response_words: Distribution::of(rows.iter().map(|r| rouge::words(&r.output).count() as f64)),
         answers,
         different_answers,
+        agreement: some(rows.iter().filter_map(|row| row.checks.agreement)),
+        round_trip: some(rows.iter().filter_map(|row| row.checks.round_trip)),
     }
+}
+
+/// The distribution of the values, if there are any.
+fn some(values: impl Iterator<Item = f64>) -> Option<Distribution> {
+    let values: Vec<f64> = values.collect();
+    (!values.is_empty()).then(|| Distribution::of(values))
 }
 
 fn distinct(texts: &[Vec<String>], n: usize) -> f64 {
@@ -159,30 +249,10 @@ pub fn contamination<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Checks, Origin, SamplingRecord};
+    use crate::confirm::tests;
 
     fn row(id: &str, instruction: &str, output: &str, answer: Option<&str>) -> SyntheticRow {
-        SyntheticRow {
-            id: id.into(),
-            domain: "d".into(),
-            instruction: instruction.into(),
-            input: String::new(),
-            output: output.into(),
-            origin: Origin {
-                seeds: vec![],
-                demonstrations: vec![],
-                sampling: SamplingRecord { seed: 0, record: 0, temperature: 1.0, top_p: 1.0 },
-                prompt: String::new(),
-                model: String::new(),
-            },
-            checks: Checks {
-                seed_similarity: 0.0,
-                row_similarity: 0.0,
-                answer: answer.map(str::to_owned),
-                agreement: None,
-                executed: None,
-            },
-        }
+        SyntheticRow { instruction: instruction.into(), ..tests::row(id, output, answer) }
     }
 
     #[test]
@@ -209,6 +279,22 @@ mod tests {
         assert_eq!((q.task_words.max, q.response_words.max), (3.0, 2.0));
         assert_eq!((q.answers, q.different_answers), (vec![("B".into(), 2), ("A".into(), 1)], 2));
         assert_eq!(quality(&[]), Quality::default());
+    }
+
+    #[test]
+    fn spreads() {
+        let check = |embeddings: &[[f32; 3]], distance: f64, directions: f64| {
+            let embeddings: Vec<Vec<f32>> = embeddings.iter().map(|e| e.to_vec()).collect();
+            let spread = Spread::of(&embeddings);
+            assert!((spread.mean_distance - distance).abs() < 1e-6, "{spread:?}");
+            assert!((spread.directions - directions).abs() < 1e-6, "{spread:?}");
+        };
+        check(&[[1.0, 0.0, 0.0], [2.0, 0.0, 0.0]], 0.0, 0.0);
+        check(&[[1.0, 0.0, 0.0], [0.0, 3.0, 0.0]], 1.0, 1.0);
+        check(&[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], 1.0, 2.0);
+        check(&[[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0]], 2.0, 1.0);
+        assert_eq!(Spread::of(&[]), Spread::default());
+        assert_eq!(Spread::of(&[vec![1.0]]).texts, 1);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     domain::Domain,
     error::{Error, Result},
-    template::{BrainstormTemplate, RespondTemplate},
+    template::{BrainstormTemplate, FollowUpTemplate, RespondTemplate},
 };
 
 /// Numbers that decide what is asked of the model.
@@ -63,6 +63,10 @@ pub struct Recipe {
     pub brainstorm: BrainstormTemplate,
     /// How responses are asked for.
     pub respond: RespondTemplate,
+    /// How tests of a function are asked for.
+    pub tests: FollowUpTemplate,
+    /// How the task that a response answers is asked for.
+    pub round_trip: FollowUpTemplate,
     /// Sampling.
     pub settings: Settings,
 }
@@ -77,6 +81,8 @@ impl Recipe {
         Ok(Self {
             brainstorm: BrainstormTemplate::built_in()?,
             respond: RespondTemplate::built_in()?,
+            tests: FollowUpTemplate::tests()?,
+            round_trip: FollowUpTemplate::round_trip()?,
             settings,
         })
     }

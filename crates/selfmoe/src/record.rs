@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::execute::Confirmation;
+
 /// One instruction with its response.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Example {
@@ -80,7 +82,7 @@ pub struct Origin {
     pub sampling: SamplingRecord,
     /// SHA-256 over the templates and the domain's texts.
     pub prompt: String,
-    /// SHA-256 of the model.
+    /// SHA-256 of the base, and in later rounds `+` and the fingerprint of the expert that responded.
     pub model: String,
 }
 
@@ -107,10 +109,31 @@ pub struct Checks {
     /// The final answer that was found in the response, where the domain has such answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answer: Option<String>,
-    /// The share of samples with this answer, 0 to 1, where a vote was taken.
+    /// The share of samples with this answer, or of tests or samples that confirm the code, 0 to 1, where they were asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agreement: Option<f64>,
     /// The code ran to its end, where it was run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub executed: Option<bool>,
+    /// What confirmed the code, where it was tested.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirmed: Option<Confirmation>,
+    /// ROUGE-L of the task and the one that the model made again from the response, 0 to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub round_trip: Option<f64>,
+}
+
+impl Checks {
+    /// Nothing but the similarities and the answer.
+    pub fn new(seed_similarity: f64, row_similarity: f64, answer: Option<String>) -> Self {
+        Self {
+            seed_similarity,
+            row_similarity,
+            answer,
+            agreement: None,
+            executed: None,
+            confirmed: None,
+            round_trip: None,
+        }
+    }
 }

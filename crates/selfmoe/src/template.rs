@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{
     error::{Error, Fault, Result},
     jsonl,
+    record::Example,
 };
 
 /// The most bytes of a template file.
@@ -99,6 +100,26 @@ impl InstructionTemplate {
                 Ok(tokenizer.encode(&text, Bos::Never)?)
             }
         }
+    }
+
+    /// A prompt in completion style behind worked examples.
+    ///
+    /// # Errors
+    /// As [`InstructionTemplate::encode`].
+    pub fn encode_after(
+        &self,
+        examples: &[&Example],
+        tokenizer: &Tokenizer,
+        instruction: &str,
+        input: &str,
+    ) -> Result<Vec<u32>> {
+        let mut text = String::new();
+        for shown in examples {
+            text +=
+                &format!("{}{}\n\n", self.text(&shown.instruction, &shown.input), shown.output.trim_end());
+        }
+        text += &self.text(instruction, input);
+        Ok(tokenizer.encode(&text, Bos::Model)?)
     }
 
     /// Token ids of a response that is to be learnt: the text and the model's end-of-sequence token. Prompt and
@@ -259,6 +280,51 @@ impl RespondTemplate {
 
 /// The parts of a text, tokenised apart: what all records share, and the rest. The front ends with exactly one line
 /// break and the rest begins with text, which is where tokenizers of all kinds split anyway.
+/// How the model is asked about a task or a response: a fixed front, then examples and the item in one form.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FollowUpTemplate {
+    /// The front, the same for every record.
+    pub shared: String,
+    /// The form of an item, with one placeholder; what the model writes follows directly.
+    pub item: String,
+    /// Texts before which the model's answer ends.
+    #[serde(default = "default_stop")]
+    pub stop: Vec<String>,
+}
+
+impl FollowUpTemplate {
+    /// The built-in template that asks for tests of a function.
+    pub fn tests() -> Result<Self> {
+        Self::parse(Path::new("prompts/tests.toml"), include_str!("../../../prompts/tests.toml"), "task")
+    }
+
+    /// The built-in template that asks which task a response answers.
+    pub fn round_trip() -> Result<Self> {
+        let text = include_str!("../../../prompts/round_trip.toml");
+        Self::parse(Path::new("prompts/round_trip.toml"), text, "response")
+    }
+
+    /// `placeholder` stands in the file by its own name and in memory as `{item}`.
+    fn parse(path: &Path, text: &str, placeholder: &str) -> Result<Self> {
+        let mut template: Self = parse_file(path, text)?;
+        require(path, "item", &template.item, &[placeholder])?;
+        require_stops(path, &template.stop)?;
+        template.item = template.item.replace(&format!("{{{placeholder}}}"), "{item}");
+        Ok(template)
+    }
+
+    /// The front.
+    pub fn front(&self) -> String {
+        one_line_end(&self.shared)
+    }
+
+    /// An item, up to the place where the model writes.
+    pub fn item(&self, item: &str) -> String {
+        fill(&self.item, &[("item", item.trim_end())])
+    }
+}
+
 fn one_line_end(text: &str) -> String {
     format!("{}\n", text.trim_end())
 }

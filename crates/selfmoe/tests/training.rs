@@ -18,8 +18,8 @@ use mixse_model::{
     router::{GateConfig, Router, RouterConfig, RouterInput},
 };
 use mixse_selfmoe::train::{
-    DomainMoments, Job, Outcome, RidgeConfig, Schedule, StepReport, TrainConfig, TrainRow, check_expert,
-    fit_ridge, train_expert, train_jointly, train_router,
+    DomainMoments, HeldOut, Job, Outcome, RidgeConfig, Schedule, StepReport, TrainConfig, TrainRow,
+    check_expert, fit_ridge, train_expert, train_jointly, train_router,
 };
 
 /// The reference's settings: 20 steps of 4 rows in file order at 1e-2.
@@ -44,7 +44,7 @@ fn job<'a>(decoder: &'a Decoder, rows: &'a [TrainRow], config: &'a TrainConfig) 
 
 fn done<T>(outcome: Outcome<T>) -> (T, Vec<f32>) {
     match outcome {
-        Outcome::Done(result, losses) => (result, losses),
+        Outcome::Done(result, history) => (result, history.losses),
         Outcome::Stopped => panic!("stopped"),
     }
 }
@@ -95,40 +95,141 @@ fn on_one_model(test: impl Fn(&tiny::Case, &Path, &Decoder)) {
     });
 }
 
+/// Settings that touch everything that a state holds.
+fn resumable() -> Vec<(&'static str, TrainConfig, LoraConfig)> {
+    let config = TrainConfig {
+        epochs: 4,
+        batch_size: 5,
+        learning_rate: 1e-2,
+        schedule: Schedule::Cosine,
+        warmup_steps: 3,
+        clip_norm: 0.5,
+        weight_decay: 0.1,
+        pass_tokens: 16,
+        save_every: 2,
+        ..TrainConfig::default()
+    };
+    let lora = LoraConfig { rank: 4, ..LoraConfig::default() };
+    vec![
+        ("cosine, warm-up, clipping, decay", config.clone(), lora.clone()),
+        (
+            "linear, rsLoRA, dropout",
+            TrainConfig { schedule: Schedule::Linear, clip_norm: 0.0, ..config.clone() },
+            LoraConfig { rslora: true, dropout: 0.3, ..lora.clone() },
+        ),
+        (
+            "validation and dropout",
+            TrainConfig { validation: HeldOut::Rows(3), validate_every: 1, ..config.clone() },
+            LoraConfig { dropout: 0.5, ..lora.clone() },
+        ),
+        (
+            "early stopping",
+            TrainConfig {
+                learning_rate: 0.2,
+                schedule: Schedule::Constant,
+                clip_norm: 0.0,
+                validation: HeldOut::Share(0.3),
+                validate_every: 2,
+                patience: 1,
+                ..config
+            },
+            lora,
+        ),
+    ]
+}
+
 #[test]
 fn a_training_that_was_stopped_continues_bit_for_bit() {
     on_one_model(|case, model, decoder| {
         let rows = rows(case);
+        for (what, config, lora) in resumable() {
+            let start = Expert::init("e", &lora, &decoder.config, 1).unwrap();
+            let mut go_on = |_| ControlFlow::Continue(());
+            let Outcome::Done(whole, history) =
+                train_expert(job(decoder, &rows, &config), &start, &mut go_on).unwrap()
+            else {
+                panic!("{what}: stopped")
+            };
+            let state = model.with_file_name("state");
+            let job = Job { state: Some(&state), ..job(decoder, &rows, &config) };
+            // Stopped after every step: each time the state on disk is all that is left.
+            let mut attempts = 0;
+            let resumed = loop {
+                attempts += 1;
+                match train_expert(job, &start, &mut |_| ControlFlow::Break(())).unwrap() {
+                    Outcome::Done(expert, history) => break (expert, history),
+                    Outcome::Stopped => {}
+                }
+            };
+            assert_eq!(attempts, history.losses.len() + 1, "{what}");
+            assert!(resumed == (whole, history), "{what}");
+            std::fs::remove_dir_all(&state).unwrap();
+        }
+    });
+}
+
+#[test]
+fn the_parameters_with_the_best_validation_loss_are_kept() {
+    on_one_model(|case, _, decoder| {
+        let rows = rows(case);
+        // A rate at which the held-out loss soon rises.
         let config = TrainConfig {
-            epochs: 4,
-            batch_size: 5,
-            learning_rate: 1e-2,
-            schedule: Schedule::Cosine,
-            warmup_steps: 3,
-            clip_norm: 0.5,
-            weight_decay: 0.1,
-            pass_tokens: 16,
-            save_every: 2,
+            epochs: 10,
+            batch_size: 4,
+            learning_rate: 0.1,
+            validation: HeldOut::Share(0.3),
+            validate_every: 1,
             ..TrainConfig::default()
         };
-        let start =
-            Expert::init("e", &LoraConfig { rank: 4, ..LoraConfig::default() }, &decoder.config, 1).unwrap();
-        let whole = done(
-            train_expert(job(decoder, &rows, &config), &start, &mut |_| ControlFlow::Continue(())).unwrap(),
-        );
-        let state = model.with_file_name("state");
-        let job = Job { state: Some(&state), ..job(decoder, &rows, &config) };
-        // Stopped after every step: each time the state on disk is all that is left.
-        let mut attempts = 0;
-        let resumed = loop {
-            attempts += 1;
-            match train_expert(job, &start, &mut |_| ControlFlow::Break(())).unwrap() {
-                Outcome::Done(expert, losses) => break (expert, losses),
-                Outcome::Stopped => {}
-            }
+        let lora = LoraConfig { rank: 4, ..LoraConfig::default() };
+        let start = Expert::init("e", &lora, &decoder.config, 1).unwrap();
+        let train =
+            |config: &TrainConfig| match train_expert(job(decoder, &rows, config), &start, &mut |_| {
+                ControlFlow::Continue(())
+            })
+            .unwrap()
+            {
+                Outcome::Done(expert, history) => (expert, history),
+                Outcome::Stopped => panic!("stopped"),
+            };
+        let (expert, history) = train(&config);
+        assert_eq!(history.validation.len(), history.losses.len() + 1);
+        let best = history.validation[1..].iter().min_by(|a, b| a.loss.total_cmp(&b.loss)).unwrap();
+        assert_eq!(history.kept_step, best.step);
+        assert!(best.step < history.losses.len(), "the last step is not the best: {:?}", history.validation);
+        let (until_best, _) = train(&TrainConfig { max_steps: best.step, ..config.clone() });
+        assert!(expert.blocks == until_best.blocks, "the kept parameters are those of the best step");
+
+        let (patient, short) = train(&TrainConfig { patience: 2, ..config.clone() });
+        assert!(short.losses.len() < history.losses.len(), "it stops early");
+        assert_eq!(short.validation, history.validation[..short.validation.len()]);
+        assert!(short.kept_step + 2 == short.losses.len() && patient.config == expert.config);
+    });
+}
+
+#[test]
+fn dropout_changes_the_training_and_not_the_use() {
+    on_one_model(|case, _, decoder| {
+        let rows = rows(case);
+        let config = TrainConfig { epochs: 2, batch_size: 4, ..reference_config() };
+        let train = |dropout: f64, pass_tokens: usize| {
+            let lora = LoraConfig { rank: 4, dropout, ..LoraConfig::default() };
+            let start = Expert::init("e", &lora, &decoder.config, 1).unwrap();
+            let config = TrainConfig { pass_tokens, ..config.clone() };
+            done(
+                train_expert(job(decoder, &rows, &config), &start, &mut |_| ControlFlow::Continue(()))
+                    .unwrap(),
+            )
         };
-        assert_eq!(attempts, whole.1.len() + 1);
-        assert_eq!(resumed, whole);
+        let (plain, thinned) = (train(0.0, 2048), train(0.5, 2048));
+        assert_eq!(plain.1[0], thinned.1[0], "an expert that adds nothing loses nothing");
+        assert_ne!(plain.1[1..], thinned.1[1..]);
+        assert_ne!(plain.0.blocks, thinned.0.blocks);
+        // The masks belong to the rows, so that cutting a batch changes sums by rounding only.
+        let cut = train(0.5, 16);
+        for (a, b) in cut.1.iter().zip(&thinned.1) {
+            assert!((a - b).abs() < 1e-4, "{:?} {:?}", cut.1, thinned.1);
+        }
     });
 }
 

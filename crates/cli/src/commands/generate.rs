@@ -69,7 +69,7 @@ pub(crate) struct GenerateArgs {
     /// Starting values [default: quick].
     #[arg(long, value_enum)]
     preset: Option<Preset>,
-    /// Where DOMAIN.jsonl and DOMAIN.rejected.jsonl go.
+    /// Where DOMAIN.jsonl, DOMAIN.rejected.jsonl and DOMAIN.quality.json go.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     #[command(flatten)]
@@ -90,6 +90,8 @@ struct DomainReport {
     domain: String,
     rows: PathBuf,
     rejected: PathBuf,
+    /// How varied the rows are, and overlap with check sets.
+    quality: PathBuf,
     funnel: Funnel,
 }
 
@@ -128,11 +130,12 @@ pub(super) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         .map(|files| {
             let rows = keep(work.path(), &files.rows, &args.out)?;
             let rejected = keep(work.path(), &files.rejected, &args.out)?;
+            let quality = keep(work.path(), &files.quality, &args.out)?;
             let path = work.path().join(&files.funnel);
             let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
             let funnel =
                 serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))?;
-            Ok(DomainReport { domain: files.domain, rows, rejected, funnel })
+            Ok(DomainReport { domain: files.domain, rows, rejected, quality, funnel })
         })
         .collect::<anyhow::Result<_>>()?;
     print(args.json.format(), &Report { domains })

@@ -21,7 +21,8 @@ use crate::{
 Examples:
   mixse report runs/quick                      write runs/quick/report.html again
   mixse report runs/mine --out now.html        how far is it? the run itself is not touched
-  mixse report runs/mine --out now.html --json")]
+  mixse report runs/mine --out now.html --json
+  mixse report runs/mine --bench-data DIR      with the overlap with benchmark files")]
 pub(crate) struct ReportArgs {
     /// Run directory.
     #[arg(value_name = "RUN")]
@@ -29,6 +30,9 @@ pub(crate) struct ReportArgs {
     /// Where the page goes [default: RUN/report.html].
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Also look for text that the rows share with the benchmark files (`*.jsonl`) of this directory.
+    #[arg(long, value_name = "DIR")]
+    bench_data: Option<PathBuf>,
     #[command(flatten)]
     json: JsonFlag,
 }
@@ -54,7 +58,8 @@ impl fmt::Display for Done {
 pub(super) fn run(args: &ReportArgs) -> anyhow::Result<()> {
     let (run, config) = RunDirectory::existing(&args.run)?;
     let domains = open_domains(&config)?;
-    let remade = Outline { config: &config, domains: &domains }.remake_report(&run)?;
+    let remade =
+        Outline { config: &config, domains: &domains }.remake_report(&run, args.bench_data.as_deref())?;
     let report = args.out.clone().unwrap_or_else(|| args.run.join("report.html"));
     write_atomic(&report, remade.html.as_bytes())
         .with_context(|| format!("cannot write {}", report.display()))?;

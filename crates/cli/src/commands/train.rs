@@ -12,7 +12,7 @@ use mixse_model::{
     router_files,
 };
 use mixse_selfmoe::train::{
-    Job, Outcome, Schedule, StepReport, TrainConfig, read_rows, train_expert, train_router,
+    HeldOut, History, Job, Outcome, Schedule, StepReport, TrainConfig, read_rows, train_expert, train_router,
 };
 use serde_json::json;
 
@@ -74,6 +74,21 @@ struct Common {
     /// Of the order of rows and of new parameters.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Shape of the learning rate after the warm-up: constant, linear or cosine.
+    #[arg(long, default_value = "constant", value_parser = parse_name::<Schedule>)]
+    schedule: Schedule,
+    /// Steps over which the learning rate rises from zero.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    warmup: usize,
+    /// Scale gradients down to this norm; 0: never.
+    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    clip_norm: f64,
+    /// Hold so many rows out and keep the parameters with the lowest loss on them; 0: none.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    validation: usize,
+    /// Stop after so many looks at them without a lower loss; 0: never.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    patience: usize,
     /// Keep only each block's input for the backward: less memory, more time.
     #[arg(long)]
     recompute: bool,
@@ -98,6 +113,12 @@ struct ExpertArgs {
     /// Numerator of a new expert's scaling.
     #[arg(long, default_value_t = 16.0, conflicts_with = "init")]
     alpha: f64,
+    /// Scale a new expert by alpha / √rank instead of alpha / rank.
+    #[arg(long, conflicts_with = "init")]
+    rslora: bool,
+    /// Probability with which inputs of a new expert are dropped in training.
+    #[arg(long, default_value_t = 0.0, conflicts_with = "init")]
+    dropout: f64,
 }
 
 #[derive(Debug, Args)]
@@ -139,7 +160,11 @@ impl Common {
             batch_size: self.batch,
             max_tokens: self.max_tokens,
             shuffle: !self.no_shuffle,
-            schedule: Schedule::Constant,
+            schedule: self.schedule,
+            warmup_steps: self.warmup,
+            clip_norm: self.clip_norm,
+            validation: if self.validation == 0 { HeldOut::None } else { HeldOut::Rows(self.validation) },
+            patience: self.patience,
             ..TrainConfig::default()
         }
     }
@@ -148,9 +173,19 @@ impl Common {
         if self.recompute { Memory::Recompute } else { Memory::Keep }
     }
 
-    fn report(&self, losses: &[f32]) -> anyhow::Result<()> {
+    fn report(&self, history: &History) -> anyhow::Result<()> {
+        let History { losses, validation, kept_step } = history;
         if self.json {
-            return print_json(&json!({ "losses": losses, "out": self.out }));
+            let mut found = json!({ "losses": losses, "out": self.out });
+            if !validation.is_empty() {
+                found["validation"] = json!(validation);
+                found["kept_step"] = json!(kept_step);
+            }
+            return print_json(&found);
+        }
+        for look in validation {
+            let kept = if look.step == *kept_step { " (kept)" } else { "" };
+            note(format_args!("held-out loss after step {}: {:.4}{kept}", look.step, look.loss));
         }
         note(format_args!("wrote {}", self.out.display()));
         Ok(())
@@ -178,7 +213,16 @@ fn expert(args: &ExpertArgs) -> anyhow::Result<()> {
             peft::read(dir, &opened.decoder.config)?
         }
         None => {
-            let lora = LoraConfig { rank: args.rank, alpha: args.alpha, ..LoraConfig::default() };
+            let lora = LoraConfig {
+                rank: args.rank,
+                alpha: args.alpha,
+                rslora: args.rslora,
+                dropout: args.dropout,
+                ..LoraConfig::default()
+            };
+            if let Some(fault) = lora.faults().into_iter().next() {
+                return Err(usage_error(fault));
+            }
             let name = common.out.file_name().map_or("expert".into(), |n| n.to_string_lossy());
             Expert::init(&name, &lora, &opened.decoder.config, common.seed)?
         }
@@ -193,12 +237,12 @@ fn expert(args: &ExpertArgs) -> anyhow::Result<()> {
         keep_states: true,
         state: None,
     };
-    let Outcome::Done(trained, losses) = train_expert(job, &start, &mut common.progress())? else {
+    let Outcome::Done(trained, history) = train_expert(job, &start, &mut common.progress())? else {
         return Err(usage_error("the training was stopped"));
     };
     let origin = Origin { name: trained.name.clone(), base_hash: hash };
     peft::write(&trained, &opened.decoder.config, &common.model.model, &origin, &common.out)?;
-    common.report(&losses)
+    common.report(&history)
 }
 
 fn router(args: &RouterArgs) -> anyhow::Result<()> {
@@ -239,9 +283,9 @@ fn router(args: &RouterArgs) -> anyhow::Result<()> {
         state: None,
     };
     let outcome = train_router(job, &set, &start, args.domain_loss, &mut common.progress())?;
-    let Outcome::Done(trained, losses) = outcome else {
+    let Outcome::Done(trained, history) = outcome else {
         return Err(usage_error("the training was stopped"));
     };
     router_files::write(&trained, &hash, &common.out)?;
-    common.report(&losses)
+    common.report(&history)
 }

@@ -68,12 +68,13 @@ pub(crate) fn compare(there: &Config, wanted: &Config) -> anyhow::Result<Vec<Str
     };
     let (there, wanted) = (Table::try_from(neutral(there))?, Table::try_from(neutral(wanted))?);
     let mut differences = Vec::new();
-    for key in leaves(&there) {
+    let mut keys = leaves(&there);
+    keys.extend(leaves(&wanted).into_iter().filter(|key| lookup(&there, key).is_none()));
+    let show = |value: Option<&Value>| value.map_or_else(|| "nothing".to_owned(), Value::to_string);
+    for key in keys {
         let (old, new) = (lookup(&there, &key), lookup(&wanted, &key));
-        if let (Some(old), Some(new)) = (old, new)
-            && old != new
-        {
-            differences.push(format!("{key}: {old} there, {new} wanted"));
+        if old != new {
+            differences.push(format!("{key}: {} there, {} wanted", show(old), show(new)));
         }
     }
     Ok(differences)
@@ -154,19 +155,33 @@ pub(crate) fn resolve(
     (Some(config), faults)
 }
 
+/// Sections whose tables are named by the user: their keys need not stand in the full table.
+const OPEN_SECTIONS: [&str; 1] = ["expert.domains."];
+
 /// Puts one value into the full table of a `T`, where the key must stand already and the value must fit it.
 pub(super) fn set<T: DeserializeOwned>(full: &mut Table, key: &str, value: &Value) -> Result<(), Fault> {
-    let Some(slot) = lookup_mut(full, key) else {
-        return Err(unknown_key(full, key));
-    };
-    let before = std::mem::replace(slot, value.clone());
-    if let Err(e) = T::deserialize(full.clone()) {
-        if let Some(slot) = lookup_mut(full, key) {
-            *slot = before;
+    let mut changed = full.clone();
+    match lookup_mut(&mut changed, key) {
+        Some(slot) => *slot = value.clone(),
+        None if OPEN_SECTIONS.iter().any(|section| key.starts_with(section)) => {
+            insert(&mut changed, key, value)
         }
-        return Err(Fault::new(key, without_newlines(&e)));
+        None => return Err(unknown_key(full, key)),
     }
+    T::deserialize(changed.clone()).map_err(|e| Fault::new(key, without_newlines(&e)))?;
+    *full = changed;
     Ok(())
+}
+
+/// Puts a value where nothing is, making the tables above it.
+fn insert(table: &mut Table, key: &str, value: &Value) {
+    let Some((section, rest)) = key.split_once('.') else {
+        table.insert(key.to_owned(), value.clone());
+        return;
+    };
+    if let Value::Table(inner) = table.entry(section).or_insert_with(|| Table::new().into()) {
+        insert(inner, rest, value);
+    }
 }
 
 fn unknown_key(full: &Table, key: &str) -> Fault {

@@ -4,6 +4,7 @@
 //! faults at once. The full resolved configuration is kept in the run directory.
 
 mod adapter;
+mod expert;
 mod load;
 mod memory;
 mod method;
@@ -15,7 +16,6 @@ use std::{fmt, num::NonZeroUsize, str::FromStr};
 use clap::ValueEnum;
 use mixse_model::{
     decoder::Precision,
-    expert::LoraConfig,
     router::{RouterConfig, Score},
 };
 use mixse_selfmoe::{
@@ -26,6 +26,7 @@ use mixse_selfmoe::{
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, de::DeserializeOwned};
 
 pub(crate) use adapter::AdapterSource;
+pub(crate) use expert::ExpertSection;
 pub(crate) use load::{check, compare, load, read_resolved, resolve};
 pub(crate) use memory::MemoryLimit;
 pub(crate) use method::{Form, Merging, Method};
@@ -75,12 +76,23 @@ pub(crate) struct Generation {
     pub(crate) demonstrations: usize,
     /// What must confirm a row besides the filters.
     pub(crate) verify: Verify,
-    /// Further responses a task on which a vote is taken, with `verify = "majority"` or `"both"`.
+    /// Further responses a task, on which a vote is taken (`verify = "majority"` or `"both"`) or with which code is compared
+    /// (`"execute"` or `"both"`).
     pub(crate) samples: usize,
     /// Divisor of their logits.
     pub(crate) sample_temperature: f64,
-    /// Smallest share of all answers that the winning one must have.
+    /// Smallest share of all answers that the winning one must have, or of solutions that must return what the code does.
     pub(crate) min_agreement: f64,
+    /// Responses must give their answer in the domain's form: a stated answer, a number, one of the options.
+    pub(crate) answer_format: bool,
+    /// The model makes each task again from its response; how near it comes is recorded.
+    pub(crate) round_trip: bool,
+    /// Smallest ROUGE-L of the two tasks for which a row is kept; 0: all are.
+    pub(crate) min_round_trip: f64,
+    /// Rows go round the quarters of agreement, so that the first ones are spread evenly over easy and hard tasks.
+    pub(crate) balance: bool,
+    /// Rounds of responses: from the second on, each domain's expert of the round before responds to the same tasks.
+    pub(crate) iterations: usize,
     /// Accepted rows that are trained on per domain, at most: the first ones.
     pub(crate) rows: usize,
     /// Parts that can be made by different processes.
@@ -94,6 +106,8 @@ pub(crate) enum Verify {
     /// Nothing (the paper).
     None,
     /// Code runs to its end.
+    Runs,
+    /// Code runs and is confirmed by tests that the model writes, or by other solutions that return the same.
     Execute,
     /// Most samples agree on the answer.
     Majority,
@@ -104,21 +118,13 @@ pub(crate) enum Verify {
 impl Verify {
     /// Code is run.
     pub(crate) fn executes(self) -> bool {
-        matches!(self, Self::Execute | Self::Both)
+        matches!(self, Self::Runs | Self::Execute | Self::Both)
     }
 
     /// Votes are taken.
     pub(crate) fn votes(self) -> bool {
         matches!(self, Self::Majority | Self::Both)
     }
-}
-
-/// LoRA experts.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct ExpertSection {
-    #[serde(flatten)]
-    pub(crate) lora: LoraConfig,
-    pub(crate) training: TrainConfig,
 }
 
 /// The router.
@@ -189,6 +195,10 @@ pub(crate) struct Evaluation {
     pub(crate) items: usize,
     /// Check items left out at the start of each domain's file: those on which something was chosen.
     pub(crate) skip: usize,
+    /// Seeds shown with their outputs in front of each check item.
+    pub(crate) shots: usize,
+    /// Which of all drawn lists of such seeds, the same for every run.
+    pub(crate) shot_list: u64,
     /// Domains that are evaluated although no expert is trained for them.
     pub(crate) unseen_domains: Vec<String>,
     /// Parts that can be made by different processes.

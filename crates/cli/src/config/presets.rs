@@ -1,5 +1,7 @@
 //! The values that hold where a configuration says nothing.
 
+use std::collections::BTreeMap;
+
 use mixse_model::{decoder::Precision, expert::LoraConfig, router::RouterConfig};
 use mixse_selfmoe::{
     template::Style,
@@ -72,10 +74,19 @@ fn paper() -> Config {
             samples: 4,
             sample_temperature: 0.7,
             min_agreement: 0.5,
+            answer_format: true,
+            round_trip: false,
+            min_round_trip: 0.0,
+            balance: false,
+            iterations: 1,
             rows: 5000,
             shards: 50,
         },
-        expert: ExpertSection { lora: LoraConfig::default(), training: TrainConfig::default() },
+        expert: ExpertSection {
+            lora: LoraConfig::default(),
+            training: TrainConfig::default(),
+            domains: BTreeMap::new(),
+        },
         router: RouterSection {
             router: RouterConfig::default(),
             fit: Fit::LmLoss,
@@ -87,6 +98,8 @@ fn paper() -> Config {
         evaluation: Evaluation {
             items: 1_000_000,
             skip: 0,
+            shots: 0,
+            shot_list: 0,
             unseen_domains: Vec::new(),
             shards: 4,
             samples: 2,

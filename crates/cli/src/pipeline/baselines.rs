@@ -117,7 +117,14 @@ impl Pipeline {
                 let (adapter, losses) = (adapter.clone(), losses.clone());
                 let corpus = Corpus::Synthetic;
                 self.train_expert(
-                    &ExpertTraining { name: &id, domains: &domains, corpus, adapter, losses },
+                    &ExpertTraining {
+                        name: &id,
+                        domains: &domains,
+                        corpus,
+                        data: files::main(),
+                        adapter,
+                        losses,
+                    },
                     work,
                 )
             },
@@ -191,7 +198,10 @@ impl Pipeline {
                 let (adapter, losses) = (adapter.clone(), losses.clone());
                 let domains = [domain];
                 let corpus = Corpus::Seeds;
-                self.train_expert(&ExpertTraining { name, domains: &domains, corpus, adapter, losses }, work)
+                self.train_expert(
+                    &ExpertTraining { name, domains: &domains, corpus, data: files::main(), adapter, losses },
+                    work,
+                )
             }));
         }
         let section = &self.config.router;

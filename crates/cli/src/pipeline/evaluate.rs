@@ -13,6 +13,7 @@ use mixse_model::{
     generate::Runner,
     language::{Request, Sampling},
     mixture::Mixture,
+    random::Stream,
 };
 use mixse_selfmoe::{
     domain::Domain,
@@ -132,6 +133,10 @@ impl Pipeline {
             value_input("limits", &limits),
             value_input("template", &(self.config.style, &self.template)),
         ];
+        if self.config.evaluation.shots > 0 {
+            let shown: Vec<Vec<&Example>> = self.domains.iter().map(|domain| self.shots(domain)).collect();
+            inputs.push(value_input("shots", &shown));
+        }
         inputs.extend(match &row {
             Evaluated::Expert(name) => vec![Input::Task(format!("expert/{name}"))],
             Evaluated::Method(Method::Oracle) => {
@@ -235,13 +240,23 @@ impl Pipeline {
     }
 
     /// How a check item is asked.
+    /// The seeds that stand in front of a domain's check items, the same ones for every run with this list.
+    fn shots<'d>(&self, domain: &'d Domain) -> Vec<&'d Example> {
+        let evaluation = &self.config.evaluation;
+        let mut drawn = Stream::new(evaluation.shot_list, &format!("shots/{}", domain.name()), 0);
+        let chosen = drawn.choose(domain.seeds.len(), evaluation.shots);
+        chosen.into_iter().map(|seed| &domain.seeds[seed]).collect()
+    }
+
     fn check_request(&self, domain: &Domain, item: &Example) -> mixse_eval::Result<Request> {
         let invalid = |e: &dyn std::fmt::Display| mixse_eval::Error::Invalid(format!("{}: {e}", item.id));
         let tokenizer = self.models.tokenizer().map_err(|e| invalid(&e))?;
-        let prompt = self
-            .template
-            .encode(self.config.style, tokenizer, &item.instruction, &item.input)
-            .map_err(|e| invalid(&e))?;
+        let (instruction, input) = (&item.instruction, &item.input);
+        let prompt = match self.config.evaluation.shots {
+            0 => self.template.encode(self.config.style, tokenizer, instruction, input),
+            _ => self.template.encode_after(&self.shots(domain), tokenizer, instruction, input),
+        };
+        let prompt = prompt.map_err(|e| invalid(&e))?;
         Ok(Request {
             prefix: Arc::from([]),
             prompt,

@@ -18,6 +18,14 @@ pub(super) fn sampled(domain: &str, shard: usize) -> PathBuf {
     format!("data/shards/{domain}.sample.{shard}.jsonl").into()
 }
 
+pub(super) fn tests(domain: &str, shard: usize) -> PathBuf {
+    format!("data/shards/{domain}.tests.{shard}.jsonl").into()
+}
+
+pub(super) fn round_trip(domain: &str, shard: usize) -> PathBuf {
+    format!("data/shards/{domain}.round_trip.{shard}.jsonl").into()
+}
+
 pub(super) fn rows(domain: &str) -> PathBuf {
     format!("data/{domain}.jsonl").into()
 }
@@ -28,6 +36,15 @@ pub(super) fn rejected(domain: &str) -> PathBuf {
 
 pub(super) fn funnel(domain: &str) -> PathBuf {
     format!("data/{domain}.funnel.json").into()
+}
+
+pub(super) fn quality(domain: &str) -> PathBuf {
+    format!("data/{domain}.quality.json").into()
+}
+
+/// Data and experts of a round that is not the last.
+pub(super) fn round(number: usize) -> PathBuf {
+    format!("rounds/{number}").into()
 }
 
 /// What a method other than the run's own mixture has made.

@@ -1,7 +1,7 @@
 //! The whole method as a plan of tasks over a run directory.
 //!
 //! ```text
-//! brainstorm/D/K → select/D → respond/D/K → assemble/D → expert/D → [statistics/KIND/D] → router → baseline/METHOD → eval/METHOD/K → routing → report
+//! brainstorm/D/K → select/D → respond/D/K → assemble/D → quality/D, expert/D → [statistics/KIND/D] → router → baseline/METHOD → eval/METHOD/K → routing → report
 //! ```
 
 mod baselines;
@@ -11,6 +11,7 @@ mod files;
 mod findings;
 mod models;
 mod outline;
+mod quality;
 mod report;
 mod router;
 mod routing;
@@ -29,7 +30,7 @@ use mixse_selfmoe::{
 };
 use serde::Serialize;
 
-use crate::{config::Config, machine::peak_memory, progress::Progress, pull::Cache};
+use crate::{config::Config, machine::peak_memory, output::usage_error, progress::Progress, pull::Cache};
 pub(crate) use evaluate::{launcher_main, sandbox_launcher};
 pub(crate) use findings::RunPlace;
 pub(crate) use models::Models;
@@ -55,6 +56,7 @@ pub(crate) struct DataFiles {
     pub(crate) rows: PathBuf,
     pub(crate) rejected: PathBuf,
     pub(crate) funnel: PathBuf,
+    pub(crate) quality: PathBuf,
 }
 
 type TaskResult = Result<(), TaskError>;
@@ -72,7 +74,14 @@ impl Pipeline {
     /// Finds (and pulls) the base model and checks its files; without it the plan can only be looked at.
     pub(crate) fn open_base(&mut self, cache: &Cache) -> anyhow::Result<()> {
         self.models = Rc::new(Models::open(&self.config, cache)?);
-        Ok(())
+        self.check_ranks()
+    }
+
+    /// Refuses ranks that the base is too narrow for, before anything runs.
+    fn check_ranks(&self) -> anyhow::Result<()> {
+        let misfits = self.config.expert.misfits(self.models.config()?);
+        let list: Vec<String> = misfits.into_iter().map(|(key, what)| format!("{key}: {what}")).collect();
+        if list.is_empty() { Ok(()) } else { Err(usage_error(list.join("\n"))) }
     }
 
     /// Uses a base model that another pipeline with the same base, precision and device has opened.
@@ -111,6 +120,7 @@ impl Pipeline {
         let mut tasks = Vec::new();
         for domain in self.own_domains() {
             tasks.extend(self.data_tasks(domain)?);
+            tasks.push(self.quality_task(domain));
         }
         Ok(tasks)
     }
@@ -121,6 +131,7 @@ impl Pipeline {
             rows: files::rows(&domain),
             rejected: files::rejected(&domain),
             funnel: files::funnel(&domain),
+            quality: files::quality(&domain),
             domain,
         };
         self.names().into_iter().map(of).collect()

@@ -4,6 +4,7 @@ use std::{cell::OnceCell, path::PathBuf};
 
 use anyhow::Context;
 use mixse_model::{
+    config::ModelConfig,
     decoder::{Decoder, LoadOptions, Precision},
     generate::Runner,
     mixture::Mixture,
@@ -69,6 +70,11 @@ impl Models {
 
     pub(super) fn hash(&self) -> anyhow::Result<&str> {
         Ok(&self.opened()?.hash)
+    }
+
+    /// Sizes of the base.
+    pub(super) fn config(&self) -> anyhow::Result<&ModelConfig> {
+        Ok(&self.opened()?.checkpoint.config)
     }
 
     pub(super) fn tokenizer(&self) -> anyhow::Result<&Tokenizer> {

@@ -39,6 +39,16 @@ pub(crate) fn find_domains(config: &Config) -> Result<Vec<Domain>, Vec<String>> 
             faults.push(format!("adapters: {} is no directory", path.display()));
         }
     }
+    if faults.is_empty() {
+        let names: Vec<&str> = domains[..config.domains.len()].iter().map(Domain::name).collect();
+        let unknown = config.expert.domains.keys().filter(|name| !names.contains(&name.as_str()));
+        faults.extend(unknown.map(|name| {
+            format!(
+                "expert.domains.{name}: no expert is trained for this domain; there are: {}",
+                names.join(", ")
+            )
+        }));
+    }
     if faults.is_empty() { Ok(domains) } else { Err(faults) }
 }
 

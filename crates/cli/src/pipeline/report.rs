@@ -18,12 +18,18 @@ use mixse_eval::{
     stats::paired_bootstrap,
 };
 use mixse_selfmoe::{
+    jsonl,
     plan::{State, Work, files::files_below},
+    quality::DomainQuality,
+    record::SyntheticRow,
     select,
 };
 use serde::de::DeserializeOwned;
 
-use super::{Outline, PEAK_MEMORY, Pipeline, RunDirectory, evaluate::Evaluated, files, routing::RoutingFile};
+use super::{
+    Outline, PEAK_MEMORY, Pipeline, RunDirectory, evaluate::Evaluated, files, quality::benchmark_overlaps,
+    routing::RoutingFile, train::LossFile,
+};
 use crate::{config::Method, machine::Machine, output::bytes};
 
 /// Resamples of the paired bootstrap.
@@ -40,7 +46,7 @@ pub(crate) struct Remade {
 impl Pipeline {
     pub(super) fn write_report(&self, run: &RunDirectory, work: &Work<'_>) -> anyhow::Result<()> {
         // Everything is there: the task depends on all others.
-        let (data, _) = self.outline().report_data(run, machine_here())?;
+        let (data, _) = self.outline().report_data(run, machine_here(), None)?;
         fs::write(work.output("report.json")?, serde_json::to_vec(&data)?)?;
         Ok(fs::write(work.output("report.html")?, render(&data)?)?)
     }
@@ -48,8 +54,14 @@ impl Pipeline {
 
 impl Outline<'_> {
     /// The page of a run, finished or not. Neither the model nor its tokenizer is needed.
-    pub(crate) fn remake_report(self, run: &RunDirectory) -> anyhow::Result<Remade> {
-        let (mut data, missing) = self.report_data(run, machine_of(run)?)?;
+    ///
+    /// `bench_data`: a directory of benchmark files in which the rows' text is looked for.
+    pub(crate) fn remake_report(
+        self,
+        run: &RunDirectory,
+        bench_data: Option<&Path>,
+    ) -> anyhow::Result<Remade> {
+        let (mut data, missing) = self.report_data(run, machine_of(run)?, bench_data)?;
         if !missing.is_empty() {
             data.notes.insert(
                 0,
@@ -67,10 +79,12 @@ impl Outline<'_> {
         self,
         run: &RunDirectory,
         machine: Vec<Fact>,
+        bench_data: Option<&Path>,
     ) -> anyhow::Result<(ReportData, Vec<String>)> {
         let mut missing = Vec::new();
         let mut notes = Vec::new();
         let funnels = self.funnels(run.path(), &mut missing)?;
+        let quality = self.quality(run.path(), bench_data, &mut missing)?;
         let curves = self.curves(run.path(), &mut missing)?;
         let results = self.results(run.path(), &mut notes, &mut missing)?;
         let routing: Option<RoutingFile> = read_json(&run.path().join(files::routing()))?;
@@ -94,6 +108,7 @@ impl Outline<'_> {
             samples,
             curves,
             funnels,
+            quality,
             totals: totals(&tasks),
             tasks: tasks.into_iter().map(task_time).collect(),
             machine,
@@ -161,14 +176,35 @@ impl Outline<'_> {
         }
         let mut curves = Vec::new();
         for (name, training) in trainings {
-            match read_json::<Vec<f64>>(&run.join(files::losses(&training)))? {
+            match read_json::<LossFile>(&run.join(files::losses(&training)))? {
                 // A router in closed form has no losses.
-                Some(losses) if losses.is_empty() => {}
-                Some(losses) => curves.push(Curve { name, losses }),
+                Some(LossFile::Steps(losses)) if losses.is_empty() => {}
+                Some(found) => curves.push(curve(name, found)),
                 None => missing.push(format!("training of {name}")),
             }
         }
         Ok(curves)
+    }
+
+    fn quality(
+        self,
+        run: &Path,
+        bench_data: Option<&Path>,
+        missing: &mut Vec<String>,
+    ) -> anyhow::Result<Vec<DomainQuality>> {
+        let mut all = Vec::new();
+        for domain in self.names() {
+            let Some(mut found) = read_json::<DomainQuality>(&run.join(files::quality(&domain)))? else {
+                missing.push(format!("quality of {domain}"));
+                continue;
+            };
+            if let Some(directory) = bench_data {
+                let rows: Vec<SyntheticRow> = jsonl::read(&run.join(files::rows(&domain)))?;
+                found.overlaps.extend(benchmark_overlaps(&rows, directory)?);
+            }
+            all.push(found);
+        }
+        Ok(all)
     }
 
     fn funnels(self, run: &Path, missing: &mut Vec<String>) -> anyhow::Result<Vec<Funnel>> {
@@ -180,6 +216,19 @@ impl Outline<'_> {
             }
         }
         Ok(funnels)
+    }
+}
+
+fn curve(name: String, found: LossFile) -> Curve {
+    let all = |losses: Vec<f32>| losses.into_iter().map(f64::from).collect();
+    match found {
+        LossFile::Steps(losses) => Curve { name, losses: all(losses), ..Curve::default() },
+        LossFile::Validated { losses, validation, kept_step } => Curve {
+            name,
+            losses: all(losses),
+            validation: validation.iter().map(|look| (look.step, f64::from(look.loss))).collect(),
+            kept_step: Some(kept_step),
+        },
     }
 }
 
@@ -295,6 +344,9 @@ fn result_files(run: &Path) -> anyhow::Result<Vec<FileLink>> {
         _ if path.ends_with(".rejected.jsonl") => Some("rejected tasks and responses with the reason"),
         _ if path.starts_with("data/shards/") => None,
         _ if path.starts_with("data/") && path.ends_with(".jsonl") => Some("accepted rows"),
+        _ if path.ends_with(".quality.json") => {
+            Some("how varied the rows are, and overlap with evaluation files")
+        }
         _ if path.ends_with("adapter_model.safetensors") => Some("an expert's weights, in PEFT's format"),
         _ if path.starts_with("router/") && path.ends_with(".safetensors") => Some("the router's weights"),
         "eval/routing.json" => Some("routing and samples"),

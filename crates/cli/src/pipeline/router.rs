@@ -15,12 +15,12 @@ use mixse_selfmoe::{
     arrow,
     domain::Domain,
     plan::{Input, Task, Work},
-    train::{DomainMoments, fit_ridge, train_router},
+    train::{DomainMoments, History, fit_ridge, train_router},
 };
 
 use super::{
     Pipeline, TaskResult, Watch, files,
-    train::{Corpus, Training, write_losses},
+    train::{Corpus, LossFile, Training},
     value_input,
 };
 use crate::config::{Fit, Method, RouterSection};
@@ -178,12 +178,13 @@ impl Pipeline {
         let section = training.section;
         let start = self.router_start(section, &training.root, work.run())?;
         let (router, losses) = if section.fit.trains() {
-            self.train_router(training, &start, work)?
+            let (router, history) = self.train_router(training, &start, work)?;
+            (router, LossFile::from(history))
         } else {
-            (start, Vec::new())
+            (start, LossFile::Steps(Vec::new()))
         };
         router_files::write(&router, self.models.hash()?, &work.output(&training.router)?)?;
-        Ok(write_losses(&work.output(&training.losses)?, &losses)?)
+        Ok(losses.write(&work.output(&training.losses)?)?)
     }
 
     fn train_router(
@@ -191,7 +192,7 @@ impl Pipeline {
         training: &RouterTraining<'_>,
         start: &Router,
         work: &Work<'_>,
-    ) -> anyhow::Result<(Router, Vec<f32>)> {
+    ) -> anyhow::Result<(Router, History)> {
         let domains: Vec<&Domain> = self.own_domains().iter().collect();
         let rows = self.training_rows(&domains, training.corpus, work.run())?;
         let section = training.section;

@@ -23,12 +23,17 @@ use mixse_selfmoe::{
     plan::{Input, Task, Work},
     record::SyntheticRow,
     template::InstructionTemplate,
-    train::{Job, Outcome, StepReport, TrainConfig, TrainRow, check_expert, train_expert, train_jointly},
+    train::{
+        History, Job, Outcome, StepReport, TrainConfig, TrainRow, Validated, check_expert, train_expert,
+        train_jointly,
+    },
 };
+
+use serde::{Deserialize, Serialize};
 
 use super::{Pipeline, TaskResult, Watch, files, value_input};
 use crate::{
-    config::{AdapterSource, MemoryLimit},
+    config::{AdapterSource, ExpertSection, MemoryLimit},
     machine::{held_memory, unused_memory},
     output::{bytes, note},
 };
@@ -49,6 +54,8 @@ pub(super) struct ExpertTraining<'a> {
     /// The domains whose rows it sees.
     pub(super) domains: &'a [&'a Domain],
     pub(super) corpus: Corpus,
+    /// What the rows lie below, in the run directory.
+    pub(super) data: PathBuf,
     /// Where the adapter and the losses are written, below the run directory.
     pub(super) adapter: PathBuf,
     pub(super) losses: PathBuf,
@@ -69,7 +76,9 @@ impl Pipeline {
                 let (adapter, losses) = (adapter.clone(), losses.clone());
                 let domains = [domain];
                 let corpus = Corpus::Synthetic;
-                self.train_expert(&ExpertTraining { name, domains: &domains, corpus, adapter, losses }, work)
+                let data = files::main();
+                let training = ExpertTraining { name, domains: &domains, corpus, data, adapter, losses };
+                self.train_expert(&training, work)
             },
         )
     }
@@ -86,9 +95,36 @@ impl Pipeline {
                 let mut expert = self.read_expert(&directory)?;
                 expert.name.clone_from(&source.domain);
                 self.write_expert(&expert, &work.output(&adapter)?)?;
-                Ok(write_losses(&work.output(&losses)?, &[])?)
+                Ok(LossFile::Steps(Vec::new()).write(&work.output(&losses)?)?)
             },
         )
+    }
+
+    /// An expert that only writes the next round's responses: task `id` on the rows of task `assemble` below `root`.
+    pub(super) fn round_expert_task<'a>(
+        &'a self,
+        domain: &'a Domain,
+        id: String,
+        assemble: String,
+        root: PathBuf,
+    ) -> Task<'a> {
+        let name = domain.name();
+        let (adapter, losses) = (files::expert(&root, name), root.join(files::losses(name)));
+        let mut inputs = self.training_settings();
+        inputs.extend([
+            value_input("rows", &self.config.generation.rows),
+            value_input("expert", &self.config.expert.of(name)),
+            Input::Task(assemble),
+        ]);
+        Task::new(id, inputs, vec![adapter.clone(), losses.clone()], move |work| {
+            let (adapter, losses, data) = (adapter.clone(), losses.clone(), root.clone());
+            let domains = [domain];
+            let corpus = Corpus::Synthetic;
+            self.train_expert(
+                &ExpertTraining { name, domains: &domains, corpus, data, adapter, losses },
+                work,
+            )
+        })
     }
 
     /// The run's experts as inputs.
@@ -98,16 +134,20 @@ impl Pipeline {
 
     /// Everything that an adapter trained on these domains depends on.
     pub(super) fn expert_inputs(&self, domains: &[&Domain], corpus: Corpus) -> Vec<Input> {
-        let settings = vec![value_input("expert", &self.config.expert)];
+        let settings = vec![value_input("expert", &self.expert_section(domains))];
         [self.training_inputs(domains, corpus), settings].concat()
     }
 
+    /// How an adapter of these domains is made.
+    fn expert_section(&self, domains: &[&Domain]) -> ExpertSection {
+        match domains {
+            [one] => self.config.expert.of(one.name()),
+            _ => self.config.expert.common(),
+        }
+    }
+
     pub(super) fn training_inputs(&self, domains: &[&Domain], corpus: Corpus) -> Vec<Input> {
-        let mut inputs = vec![
-            self.model_input(),
-            value_input("template", &(self.config.style, &self.template)),
-            value_input("seed", &self.config.seed),
-        ];
+        let mut inputs = self.training_settings();
         match corpus {
             Corpus::Synthetic => {
                 inputs.push(value_input("rows", &self.config.generation.rows));
@@ -121,10 +161,20 @@ impl Pipeline {
         inputs
     }
 
+    /// What every training depends on.
+    fn training_settings(&self) -> Vec<Input> {
+        vec![
+            self.model_input(),
+            value_input("template", &(self.config.style, &self.template)),
+            value_input("seed", &self.config.seed),
+        ]
+    }
+
     pub(super) fn train_expert(&self, training: &ExpertTraining<'_>, work: &Work<'_>) -> TaskResult {
-        let rows = self.training_rows(training.domains, training.corpus, work.run())?;
+        let data = work.run().join(&training.data);
+        let rows = self.training_rows(training.domains, training.corpus, &data)?;
         let decoder = self.models.decoder()?;
-        let section = &self.config.expert;
+        let section = self.expert_section(training.domains);
         let seed = self.training_seed(&format!("expert/{}", training.name));
         let start = Expert::init(training.name, &section.lora, &decoder.config, seed)?;
         let before = decoder.weights_hash()?;
@@ -132,10 +182,10 @@ impl Pipeline {
         let job = self.job(&rows, &section.training, section.lora.rank, seed, &state, work)?;
         let mut watch = Training::new(work, &format!("expert {}", training.name));
         let outcome = train_expert(job, &start, &mut |report| watch.step(report))?;
-        let (expert, losses) = watch.finish(outcome)?;
+        let (expert, history) = watch.finish(outcome)?;
         check_expert(decoder, &expert, &before, &rows[0])?;
         self.write_expert(&expert, &work.output(&training.adapter)?)?;
-        Ok(write_losses(&work.output(&training.losses)?, &losses)?)
+        Ok(LossFile::from(history).write(&work.output(&training.losses)?)?)
     }
 
     /// Experts and router from their starts, together; they are written below `root`.
@@ -143,13 +193,13 @@ impl Pipeline {
         let domains: Vec<&Domain> = self.own_domains().iter().collect();
         let rows = self.training_rows(&domains, Corpus::Synthetic, work.run())?;
         let decoder = self.models.decoder()?;
-        let section = &self.config.expert;
+        let section = self.config.expert.common();
         let start = self
             .names()
             .iter()
             .map(|name| {
                 let seed = self.training_seed(&format!("expert/{name}"));
-                Expert::init(name, &section.lora, &decoder.config, seed)
+                Expert::init(name, &self.config.expert.of(name).lora, &decoder.config, seed)
             })
             .collect::<mixse_model::Result<Vec<_>>>()?;
         let router = self.router_start(&self.config.router, &files::main(), work.run())?;
@@ -161,12 +211,12 @@ impl Pipeline {
         let domain_loss = self.config.router.domain_loss;
         let outcome =
             train_jointly(job, &start, &router, rate, domain_loss, &mut |report| watch.step(report))?;
-        let ((experts, router), losses) = watch.finish(outcome)?;
+        let ((experts, router), history) = watch.finish(outcome)?;
         for expert in &experts {
             self.write_expert(expert, &work.output(files::expert(root, &expert.name))?)?;
         }
         router_files::write(&router, self.models.hash()?, &work.output(files::router(root))?)?;
-        Ok(write_losses(&work.output(losses_file)?, &losses)?)
+        Ok(LossFile::from(history).write(&work.output(losses_file)?)?)
     }
 
     /// What a training needs; `ranks` is the sum of the ranks of all experts in its passes.
@@ -191,7 +241,7 @@ impl Pipeline {
 
     /// The ranks of all experts together.
     pub(super) fn all_ranks(&self) -> usize {
-        self.own_domains().len() * self.config.expert.lora.rank
+        self.names().iter().map(|name| self.config.expert.of(name).lora.rank).sum()
     }
 
     /// Whether a training may keep what lies between a block's input and output, for experts whose ranks are `ranks` in
@@ -336,8 +386,31 @@ fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
-pub(super) fn write_losses(path: &Path, losses: &[f32]) -> anyhow::Result<()> {
-    fs::write(path, serde_json::to_vec(losses)?).with_context(|| format!("cannot write {}", path.display()))
+/// What `losses/TRAINING.json` holds.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+pub(super) enum LossFile {
+    /// The loss of every step.
+    Steps(Vec<f32>),
+    /// The same where rows were held out, with their losses and the step whose parameters were kept.
+    Validated { losses: Vec<f32>, validation: Vec<Validated>, kept_step: usize },
+}
+
+impl From<History> for LossFile {
+    fn from(history: History) -> Self {
+        let History { losses, validation, kept_step } = history;
+        if validation.is_empty() {
+            Self::Steps(losses)
+        } else {
+            Self::Validated { losses, validation, kept_step }
+        }
+    }
+}
+
+impl LossFile {
+    pub(super) fn write(&self, path: &Path) -> anyhow::Result<()> {
+        fs::write(path, serde_json::to_vec(self)?).with_context(|| format!("cannot write {}", path.display()))
+    }
 }
 
 /// A training with its progress; how many steps there are is known after the first one.
@@ -358,14 +431,17 @@ impl<'a> Training<'a> {
         watch.at(report.step, report.tokens as u64)
     }
 
-    pub(super) fn finish<T>(self, outcome: Outcome<T>) -> anyhow::Result<(T, Vec<f32>)> {
+    pub(super) fn finish<T>(self, outcome: Outcome<T>) -> anyhow::Result<(T, History)> {
         if let Some(watch) = self.watch {
             watch.finish()?;
         }
         match outcome {
-            Outcome::Done(result, losses) => {
-                self.work.record("steps", losses.len() as f64);
-                Ok((result, losses))
+            Outcome::Done(result, history) => {
+                self.work.record("steps", history.losses.len() as f64);
+                if !history.validation.is_empty() {
+                    self.work.record("kept_step", history.kept_step as f64);
+                }
+                Ok((result, history))
             }
             Outcome::Stopped => bail!("the training was stopped"),
         }

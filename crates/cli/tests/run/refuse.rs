@@ -103,6 +103,21 @@ fn wrong_configurations() {
     check("out of range", 2, &["mixse.toml", "router", "top_k"], |sandbox| {
         configure(sandbox, "[router.training]", "[router]\ntop_k = 3\n\n[router.training]");
     });
+    check(
+        "a rank too large for a domain",
+        2,
+        &["expert.domains.sums", "rank 4000 does not fit"],
+        |sandbox| {
+            configure(
+                sandbox,
+                "[router.training]",
+                "[expert.domains.sums]\nrank = 4000\n\n[router.training]",
+            );
+        },
+    );
+    check("settings for no domain", 2, &["expert.domains.poetry", "words, sums"], |sandbox| {
+        configure(sandbox, "[router.training]", "[expert.domains.poetry]\nrank = 4\n\n[router.training]");
+    });
     check("no TOML", 2, &["mixse.toml", "line"], |sandbox| {
         configure(sandbox, "[generation]", "[generation");
     });

@@ -29,9 +29,9 @@ fn a_run_is_the_same_however_it_is_made() {
 /// Kills a run with SIGKILL at several points, each call going on where the one before was killed.
 fn killed_anywhere(sandbox: &Sandbox) {
     let points: [(&str, &str, &str); 7] = [
-        ("the first tasks written", "brainstorm+words+0", "records.jsonl.partial"),
-        ("tasks of the last shard", "brainstorm+sums+1", "records.jsonl.partial"),
-        ("responses", "respond+sums", "responses.jsonl.partial"),
+        ("the first tasks written", "brainstorm+words+0", "rows.jsonl.partial"),
+        ("tasks of the last shard", "brainstorm+sums+1", "rows.jsonl.partial"),
+        ("responses", "respond+sums", "rows.jsonl.partial"),
         ("steps of an expert", "expert+words", "training/state.safetensors"),
         ("steps of the router", "router", "training/state.safetensors"),
         ("evaluation of the base", "eval+base", "words.jsonl"),
@@ -89,4 +89,56 @@ fn in_little_memory(sandbox: &Sandbox) {
     assert!(
         fs::read_to_string(sandbox.path("small/mixse.toml")).unwrap().contains("memory_limit = \"1 MB\"")
     );
+}
+
+#[test]
+fn rounds_are_the_same_however_they_are_made() {
+    let sandbox = tiny::sandbox();
+    let config = |shards: usize| {
+        tiny::CONFIG
+            .replace(
+                "shards = 2\n\n[expert]",
+                "shards = SHARDS\niterations = 2\nround_trip = true\n\n[expert]",
+            )
+            .replace("SHARDS", &shards.to_string())
+            .replace("threads = 2", "threads = 2\nmethods = [\"base\"]")
+            .replace(", \"domains/sums\"", "")
+    };
+    let write = |shards| fs::write(sandbox.path("mixse.toml"), config(shards)).unwrap();
+    write(2);
+    tiny::complete(&sandbox, "whole");
+    let whole = sandbox.path("whole");
+    let rows = |run: &Path, file: &str| -> Vec<serde_json::Value> {
+        let text = fs::read_to_string(run.join(file)).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let (first, last) = (rows(&whole, "rounds/1/data/words.jsonl"), rows(&whole, "data/words.jsonl"));
+    assert!(last.iter().all(|row| row["checks"]["round_trip"].is_number()), "{last:?}");
+    assert!(!first[0]["origin"]["model"].as_str().unwrap().contains('+'));
+    assert!(last[0]["origin"]["model"].as_str().unwrap().contains('+'), "the expert of round 1 responds");
+    let outputs =
+        |rows: &[serde_json::Value]| rows.iter().map(|r| r["output"].to_string()).collect::<Vec<_>>();
+    assert_ne!(outputs(&first), outputs(&last), "the second round is not the first one again");
+    let adapter = "experts/words/adapter_model.safetensors";
+    assert_ne!(
+        fs::read(whole.join("rounds/1").join(adapter)).unwrap(),
+        fs::read(whole.join(adapter)).unwrap()
+    );
+
+    for (task, part) in [
+        ("round1+expert+words", "training/state.safetensors"),
+        ("respond+words", "rows.jsonl.partial"),
+        ("round_trip+words", "rows.jsonl.partial"),
+    ] {
+        // A moment that is missed on a busy machine leaves a finished run, which is compared all the same.
+        tiny::kill_when(&sandbox, "killed", |run| working(run, task, part));
+    }
+    tiny::complete(&sandbox, "killed");
+    write(1);
+    tiny::complete(&sandbox, "one");
+    for file in ["data/words.jsonl", "rounds/1/data/words.jsonl", &format!("rounds/1/{adapter}"), adapter] {
+        let bytes = |run: &str| fs::read(sandbox.path(run).join(file)).unwrap();
+        assert!(bytes("killed") == bytes("whole"), "{file} of a run that was killed");
+        assert!(bytes("one") == bytes("whole"), "{file} of a run in other shards");
+    }
 }

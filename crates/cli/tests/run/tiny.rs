@@ -24,6 +24,9 @@ tasks = 5
 temperature = 1.0
 shards = 2
 
+[expert]
+dropout = 0.1
+
 [expert.training]
 learning_rate = 1e-2
 epochs = 2
@@ -35,6 +38,8 @@ learning_rate = 1e-2
 epochs = 2
 batch_size = 2
 save_every = 1
+validation = 1
+validate_every = 1
 
 [evaluation]
 items = 4

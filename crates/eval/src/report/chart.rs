@@ -32,6 +32,19 @@ pub(super) struct Line {
     pub(super) points: String,
     pub(super) first: String,
     pub(super) last: String,
+    /// Losses of held-out rows.
+    pub(super) looks: Vec<Look>,
+}
+
+/// A point of a chart: the loss of held-out rows at some step.
+#[derive(Debug, Serialize)]
+pub(super) struct Look {
+    pub(super) x: f64,
+    pub(super) y: f64,
+    pub(super) step: usize,
+    pub(super) loss: String,
+    /// The parameters of this step were kept.
+    pub(super) kept: bool,
 }
 
 /// A line chart.
@@ -46,6 +59,8 @@ pub(super) struct LineChart {
     pub(super) x_ticks: Vec<Tick>,
     pub(super) y_ticks: Vec<Tick>,
     pub(super) lines: Vec<Line>,
+    /// Some training held rows out.
+    pub(super) held_out: bool,
 }
 
 /// Loss over steps, smoothed where there are many; `None` without any point.
@@ -58,9 +73,14 @@ pub(super) fn losses(curves: &[Curve]) -> Option<LineChart> {
             .collect()
     };
     let all: Vec<Vec<(f64, f64)>> = curves.iter().map(finite).collect();
+    let looks = |curve: &Curve| -> Vec<(usize, f64)> {
+        curve.validation.iter().copied().filter(|(_, loss)| loss.is_finite()).collect()
+    };
+    let held_out: Vec<Vec<(usize, f64)>> = curves.iter().map(looks).collect();
+    let values = || all.iter().flatten().map(|p| p.1).chain(held_out.iter().flatten().map(|p| p.1));
     let steps = all.iter().flatten().map(|point| point.0).fold(1.0, f64::max);
-    let low = all.iter().flatten().map(|point| point.1).fold(f64::INFINITY, f64::min);
-    let high = all.iter().flatten().map(|point| point.1).fold(f64::NEG_INFINITY, f64::max);
+    let low = values().fold(f64::INFINITY, f64::min);
+    let high = values().fold(f64::NEG_INFINITY, f64::max);
     if low > high {
         return None;
     }
@@ -82,6 +102,17 @@ pub(super) fn losses(curves: &[Curve]) -> Option<LineChart> {
                 .join(" "),
             first: format!("{:.3}", points[0].1),
             last: format!("{:.3}", points[points.len() - 1].1),
+            looks: held_out[colour]
+                .iter()
+                .map(|&(step, loss)| Look {
+                    // Training losses are those before a step, so that the look before the first stands at its place.
+                    x: x(step as f64 + 1.0).min(WIDTH - RIGHT),
+                    y: y(loss),
+                    step,
+                    loss: format!("{loss:.3}"),
+                    kept: curve.kept_step == Some(step),
+                })
+                .collect(),
         }
     });
     Some(LineChart {
@@ -99,6 +130,7 @@ pub(super) fn losses(curves: &[Curve]) -> Option<LineChart> {
             .collect(),
         y_ticks: y_values.into_iter().map(|v| Tick { at: y(v), label: label(v) }).collect(),
         lines: lines.collect(),
+        held_out: held_out.iter().any(|looks| !looks.is_empty()),
     })
 }
 
@@ -153,13 +185,18 @@ mod tests {
 
     #[test]
     fn a_chart_skips_what_is_no_number() {
-        let curve = |losses: &[f64]| Curve { name: "a".into(), losses: losses.to_vec() };
+        let curve = |losses: &[f64]| Curve { name: "a".into(), losses: losses.to_vec(), ..Curve::default() };
         assert!(losses(&[]).is_none());
         assert!(losses(&[curve(&[f64::NAN])]).is_none());
         let chart = losses(&[curve(&[3.0, f64::NAN, 1.0]), curve(&[])]).unwrap();
         assert_eq!(chart.lines.len(), 1);
         assert_eq!(chart.lines[0].points.split(' ').count(), 2);
         assert_eq!((chart.lines[0].first.as_str(), chart.lines[0].last.as_str()), ("3.000", "1.000"));
+        let validated =
+            Curve { validation: vec![(0, 2.5), (2, 1.5)], kept_step: Some(2), ..curve(&[3.0, 2.0]) };
+        let chart = losses(&[validated]).unwrap();
+        let looks: Vec<_> = chart.lines[0].looks.iter().map(|l| (l.step, l.kept, l.loss.as_str())).collect();
+        assert_eq!(looks, [(0, false, "2.500"), (2, true, "1.500")]);
         let long: Vec<f64> = (0..5000).map(f64::from).collect();
         assert!(losses(&[curve(&long)]).unwrap().lines[0].points.split(' ').count() <= MAX_POINTS);
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use mixse_selfmoe::quality::DomainQuality;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -33,6 +34,8 @@ pub struct ReportData {
     pub curves: Vec<Curve>,
     /// What became of the generated data.
     pub funnels: Vec<Funnel>,
+    /// How varied the rows are, by domain.
+    pub quality: Vec<DomainQuality>,
     /// Responses of the mixture.
     pub samples: Vec<Sample>,
     /// Tasks of the plan with their times.
@@ -139,12 +142,18 @@ pub struct RoutingRow {
 }
 
 /// Losses of a training.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Curve {
     /// What was trained.
     pub name: String,
     /// Mean loss of each step, from the first.
     pub losses: Vec<f64>,
+    /// Steps done and mean loss of the rows that were held out; empty without any.
+    #[serde(default)]
+    pub validation: Vec<(usize, f64)>,
+    /// Steps after which the parameters were those that were kept, where rows were held out.
+    #[serde(default)]
+    pub kept_step: Option<usize>,
 }
 
 /// What became of a domain's generated data.

@@ -5,6 +5,7 @@
 
 mod chart;
 mod data;
+mod quality;
 mod view;
 
 pub use data::{

@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::{
     chart::{self, LineChart},
     data::{Comparison, Count, Fact, FileLink, MethodKind, ReportData},
+    quality,
 };
 
 /// Colours for experts that the style sheet has; more experts share them.
@@ -23,6 +24,7 @@ pub(super) struct Page<'a> {
     chart: Option<LineChart>,
     funnels: Vec<FunnelRow<'a>>,
     reasons: Vec<ReasonRow<'a>>,
+    quality: Option<quality::Table>,
     samples: Vec<SampleView<'a>>,
     tasks: Vec<TaskRow<'a>>,
     totals: &'a [Fact],
@@ -55,6 +57,7 @@ impl<'a> Page<'a> {
             }),
             funnels: funnels(data),
             reasons: reasons(data),
+            quality: quality::table(&data.quality),
             samples: samples(data),
             tasks: tasks(data),
             totals: &data.totals,

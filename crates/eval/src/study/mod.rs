@@ -6,6 +6,7 @@
 mod figure;
 mod output;
 mod paper;
+mod png;
 mod summary;
 
 pub use figure::{Figure, figures};

@@ -77,6 +77,14 @@ fn everything_is_written_and_escaped() {
     let names: Vec<&str> = figures.iter().map(|f| f.name.as_str()).collect();
     assert_eq!(names, ["overall", "domain-math", "routing"]);
     assert!(figures.iter().all(|f| f.svg.starts_with("<svg") && f.svg.trim_end().ends_with("</svg>")));
+    for figure in &figures {
+        let png = figure.png().unwrap();
+        let size = |at: usize| u32::from_be_bytes(png[at..at + 4].try_into().unwrap());
+        assert!(png.starts_with(b"\x89PNG") && size(16) > 400 && size(20) > 100, "{}", figure.name);
+        // Letters are there: without any, the image of the same figure is another one.
+        let bare = Figure { svg: without_text(&figure.svg), ..figure.clone() };
+        assert_ne!(bare.png().unwrap(), png, "{}", figure.name);
+    }
     let html = page(&findings, &summary, &figures, "seeds = [0]").unwrap();
     for part in ["A &lt;test&gt;", "2 of 3 runs", "66.7", "paper 54.3", "<svg", "+50.0"] {
         assert!(html.contains(part), "{part} is not in the page");
@@ -98,4 +106,13 @@ fn a_study_without_answers_is_a_page_too() {
     assert!(figures(&empty, &summary).is_empty());
     assert!(page(&empty, &summary, &[], "").unwrap().contains("Tables"));
     assert!(!latex(&empty, &summary).contains("tabular"));
+}
+
+/// A drawing without its text elements.
+fn without_text(svg: &str) -> String {
+    let mut left = String::new();
+    for (i, part) in svg.split("<text").enumerate() {
+        left += if i == 0 { part } else { part.split_once("</text>").map_or("", |(_, rest)| rest) };
+    }
+    left
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
-use super::{Body, Decoder, Memory, PassGates, Ragged, Wanted};
+use super::{Body, Decoder, Dropout, Memory, PassGates, Ragged, Wanted};
 use crate::{
     Error, Result,
     mixture::{Mixture, Routing},
@@ -30,6 +30,21 @@ pub struct TrainingPass<'a> {
     pub base_last: Option<&'a Tensor>,
     /// Asks for the router's cross-entropy against known domains.
     pub domains: Option<DomainTarget<'a>>,
+    /// Thins out what the adapters read; it has a key for every row.
+    pub dropout: Option<&'a Dropout>,
+}
+
+impl<'a> TrainingPass<'a> {
+    /// A pass without anything that only a training asks for.
+    pub fn new(
+        ids: &'a [u32],
+        ragged: &'a Arc<Ragged>,
+        mixture: Option<&'a Mixture>,
+        memory: Memory,
+        wanted: Wanted,
+    ) -> Self {
+        Self { ids, ragged, mixture, memory, wanted, base_last: None, domains: None, dropout: None }
+    }
 }
 
 /// The choices that a router should make.
@@ -52,7 +67,7 @@ impl Decoder {
         memory: Memory,
         wanted: Wanted,
     ) -> Result<Tensor> {
-        let pass = TrainingPass { ids, ragged, mixture, memory, wanted, base_last: None, domains: None };
+        let pass = TrainingPass::new(ids, ragged, mixture, memory, wanted);
         Ok(self.training_pass(&pass)?.0)
     }
 
@@ -124,15 +139,7 @@ impl Decoder {
             RouterInput::Block => {
                 let wanted = Wanted { experts: false, gates: false };
                 let memory = Memory::Recompute;
-                let pass = TrainingPass {
-                    ids,
-                    ragged,
-                    mixture: None,
-                    memory,
-                    wanted,
-                    base_last: None,
-                    domains: None,
-                };
+                let pass = TrainingPass::new(ids, ragged, None, memory, wanted);
                 self.blocks(&pass, embedded, &PassGates::Full, &mut |block, x| {
                     match &self.body {
                         Body::Fused(blocks) => {
@@ -161,12 +168,12 @@ impl Decoder {
         gates: &PassGates,
         each: &mut dyn FnMut(usize, &Tensor) -> Result<()>,
     ) -> Result<Tensor> {
-        let TrainingPass { ragged, mixture, memory, wanted, .. } = *pass;
+        let TrainingPass { ragged, mixture, memory, wanted, dropout, .. } = *pass;
         let angles = self.angles(&ragged.positions);
         let mut x = x;
         for block in 0..self.config.blocks.len() {
             each(block, &x)?;
-            let experts = Self::block_experts(mixture, gates, block, ragged, &[]);
+            let experts = Self::block_experts(mixture, gates, block, ragged, &[], dropout);
             x = match &self.body {
                 Body::Fused(blocks) => {
                     block_op::apply(&blocks[block], &x, ragged, &angles[block], experts, memory, wanted)?

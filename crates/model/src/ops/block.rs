@@ -14,7 +14,7 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use mixse_kernels::{AttentionShape, Packed, RmsNorm, Segment, Storage};
 
-use super::gates::Sequences;
+use super::{dropout::BlockDropout, gates::Sequences};
 use crate::{
     Result,
     config::{Activation, ModelConfig},
@@ -210,6 +210,7 @@ pub(crate) struct BlockExperts<'a> {
     pub(crate) params: &'a Tensor,
     pub(crate) layout: &'a Arc<BlockLayout>,
     pub(crate) gate: Gate<'a>,
+    pub(crate) dropout: Option<BlockDropout<'a>>,
 }
 
 /// Where a block's gates come from.

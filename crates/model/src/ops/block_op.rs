@@ -11,6 +11,7 @@ use mixse_kernels::rope::Angles;
 use super::{
     argument,
     block::{BlockExperts, Gate, Ragged},
+    dropout::{BlockDropout, Dropout},
     fused::{Activations, Attend, ExpertGrads, ExpertValues, FusedBlock, GateValues},
     values,
 };
@@ -50,6 +51,7 @@ struct BlockOp {
     angles: Arc<Angles>,
     layout: Option<Arc<BlockLayout>>,
     gate: GateKind,
+    dropout: Option<(Dropout, usize)>,
     memory: Memory,
     wanted: Wanted,
     saved: Mutex<Option<Activations>>,
@@ -65,19 +67,21 @@ pub(crate) fn apply(
     memory: Memory,
     wanted: Wanted,
 ) -> candle_core::Result<Tensor> {
+    let dropout = experts.and_then(|e| e.dropout).map(|d| (d.pass.clone(), d.block));
     let op = |layout: Option<&Arc<BlockLayout>>, gate| BlockOp {
         block: block.clone(),
         ragged: ragged.clone(),
         angles: angles.clone(),
         layout: layout.cloned(),
         gate,
+        dropout: dropout.clone(),
         memory,
         wanted,
         saved: Mutex::new(None),
     };
     match experts {
         None => x.apply_op1(op(None, GateKind::Full)),
-        Some(BlockExperts { params, layout, gate }) => match gate {
+        Some(BlockExperts { params, layout, gate, .. }) => match gate {
             Gate::Full => x.apply_op2(params, op(Some(layout), GateKind::Full)),
             Gate::Given(gates) => x.apply_op3(params, gates, op(Some(layout), GateKind::Given)),
             Gate::Routed(r, config, sequences) => {
@@ -104,7 +108,8 @@ impl BlockOp {
             }
             _ => GateValues::Full,
         };
-        Some(ExpertValues { params, layout, gate })
+        let dropout = self.dropout.as_ref().map(|(pass, block)| BlockDropout { pass, block: *block });
+        Some(ExpertValues { params, layout, gate, dropout })
     }
 
     fn forward(&self, x: &[f32], params: Option<&[f32]>, third: Option<&[f32]>) -> (CpuStorage, Shape) {

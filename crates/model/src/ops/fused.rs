@@ -14,6 +14,7 @@ use mixse_kernels::{
 use super::{
     block::{BlockSpec, BlockWeights, FrozenWeight},
     buffer::Buffer,
+    dropout::BlockDropout,
     gates::{self, Sequences},
 };
 use crate::{
@@ -40,6 +41,7 @@ pub(crate) struct ExpertValues<'a> {
     pub(crate) params: &'a [f32],
     pub(crate) layout: &'a BlockLayout,
     pub(crate) gate: GateValues<'a>,
+    pub(crate) dropout: Option<BlockDropout<'a>>,
 }
 
 /// What the rows of a pass attend to.
@@ -388,9 +390,14 @@ impl Lora<'_> {
         let Some(place) = &experts.layout.modules[module.index()] else { return };
         let u = self.u[module.index()].sized(rows * place.total_rank());
         let ranks = ranks(place);
+        let thinned = experts.dropout.map(|dropout| {
+            let mut thinned = Buffer::new(x.len());
+            dropout.thin(module, x, &mut thinned);
+            thinned
+        });
         lora_forward(
             kernel_lora(place, experts.params, &ranks),
-            x,
+            thinned.as_deref().unwrap_or(x),
             rows,
             self.gate,
             Coverage::Selected,
@@ -422,9 +429,18 @@ impl LoraBack<'_> {
         let (da, dbt) = grads.params.as_deref_mut().map(|flat| place.factors_mut(flat)).unzip();
         let u = &self.u[module.index()];
         let ranks = ranks(place);
-        let gradients = LoraGradients { dx: Some(dx), da, dbt, dgate: grads.gates.as_deref_mut() };
         let lora = kernel_lora(place, experts.params, &ranks);
-        lora_backward(lora, x, u, dy, rows, self.gate, Coverage::Selected, gradients);
+        let dgate = grads.gates.as_deref_mut();
+        let Some(dropout) = experts.dropout else {
+            let gradients = LoraGradients { dx: Some(dx), da, dbt, dgate };
+            return lora_backward(lora, x, u, dy, rows, self.gate, Coverage::Selected, gradients);
+        };
+        let (mut thinned, mut d_thinned) = (Buffer::new(x.len()), Buffer::new(x.len()));
+        dropout.thin(module, x, &mut thinned);
+        d_thinned.fill(0.0);
+        let gradients = LoraGradients { dx: Some(&mut d_thinned), da, dbt, dgate };
+        lora_backward(lora, &thinned, u, dy, rows, self.gate, Coverage::Selected, gradients);
+        dropout.thin_backward(module, &mut d_thinned, dx);
     }
 }
 

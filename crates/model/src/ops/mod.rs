@@ -9,6 +9,7 @@ pub(crate) mod block;
 pub(crate) mod block_op;
 mod buffer;
 pub(crate) mod domain_loss;
+pub(crate) mod dropout;
 pub(crate) mod frozen;
 pub(crate) mod fused;
 pub(crate) mod gates;

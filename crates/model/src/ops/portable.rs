@@ -4,6 +4,7 @@ use candle_core::{D, Tensor};
 
 use super::{
     block::{BlockExperts, BlockSpec, BlockWeights, FrozenWeight, Gate, Ragged},
+    dropout::BlockDropout,
     frozen::FrozenMatmul,
     gates,
 };
@@ -33,7 +34,8 @@ pub(crate) fn block(
         Some(Gate::Given(gates)) => Some(gates.clone()),
         Some(Gate::Routed(r, config, sequences)) => Some(gates::portable(&h, r, None, &config, sequences)?),
     };
-    let lora = experts.map(|e| Lora { params: e.params, layout: e.layout, gate: gate.as_ref() });
+    let lora =
+        experts.map(|e| Lora { params: e.params, layout: e.layout, gate: gate.as_ref(), dropout: e.dropout });
     let project = |module: Module, x: &Tensor| project(weights, module, x, lora.as_ref());
 
     let heads = spec.attention.heads;
@@ -83,6 +85,7 @@ struct Lora<'a> {
     params: &'a Tensor,
     layout: &'a BlockLayout,
     gate: Option<&'a Tensor>,
+    dropout: Option<BlockDropout<'a>>,
 }
 
 fn project(
@@ -101,7 +104,14 @@ fn project(
     if let Some(lora) = lora
         && let Some(place) = &lora.layout.modules[module.index()]
     {
-        y = (y + experts(x, lora, place)?)?;
+        let experts = match lora.dropout {
+            None => experts(x, lora, place)?,
+            Some(dropout) => {
+                let mask = Tensor::from_vec(dropout.mask(module, place.k), x.shape(), x.device())?;
+                experts(&(x * mask)?, lora, place)?
+            }
+        };
+        y = (y + experts)?;
     }
     Ok(y)
 }

@@ -48,6 +48,16 @@ impl Domain {
         &self.manifest.name
     }
 
+    /// The same domain whose responses need not give their answer in any form. Code must still define the function.
+    #[must_use]
+    pub fn with_any_answer(mut self) -> Self {
+        let filters = &mut self.manifest.filters;
+        filters.number_in_response = Some(false);
+        filters.option_in_response = Some(false);
+        filters.stated_answer = Some(false);
+        self
+    }
+
     /// Reads and validates a folder.
     ///
     /// # Errors

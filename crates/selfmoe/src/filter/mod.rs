@@ -64,6 +64,12 @@ pub enum Reason {
     NoMajority,
     /// The code does not run to its end.
     FailedExecution,
+    /// The code passes none of the usable tests.
+    FailedTests,
+    /// Neither tests nor other solutions confirm the code.
+    Unconfirmed,
+    /// The task that was made again from the response is another one.
+    FailedRoundTrip,
 }
 
 impl fmt::Display for Reason {

@@ -239,6 +239,6 @@ fn assemble(name: &str, blocks: Vec<[Option<expert::Factors>; 7]>) -> Expert {
     let count = |rank: usize| ranks.iter().filter(|&&r| r == rank).count();
     let rank = ranks.iter().copied().max_by_key(|&rank| (count(rank), rank)).unwrap_or(1);
     let targets = Module::ALL.into_iter().filter(|m| blocks.iter().any(|b| b[m.index()].is_some())).collect();
-    let config = LoraConfig { rank, alpha: rank as f64, targets, rslora: false };
+    let config = LoraConfig { rank, alpha: rank as f64, targets, ..LoraConfig::default() };
     Expert { name: name.to_owned(), config, blocks }
 }

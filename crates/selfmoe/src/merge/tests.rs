@@ -203,7 +203,7 @@ pub(crate) fn model_and_experts() -> (ModelConfig, Vec<Expert>) {
     std::fs::write(directory.path().join("config.json"), config.to_string()).unwrap();
     let model = ModelConfig::from_directory(directory.path()).unwrap();
     let expert = |name: &str, rank: usize, targets: &[Module]| {
-        let lora = LoraConfig { rank, alpha: 4.0, targets: targets.to_vec(), rslora: false };
+        let lora = LoraConfig { rank, alpha: 4.0, targets: targets.to_vec(), ..LoraConfig::default() };
         let mut expert = Expert::init(name, &lora, &model, rank as u64).unwrap();
         for f in expert.blocks.iter_mut().flatten().flatten() {
             f.b.iter_mut().enumerate().for_each(|(i, b)| *b = ((i * 7 + rank) % 5) as f32 / 5.0 - 0.4);

@@ -3,7 +3,7 @@
 use std::{io::BufRead, path::Path, sync::Arc};
 
 use mixse_model::{
-    decoder::{Ragged, Target},
+    decoder::{Dropout, Ragged, Target},
     random,
 };
 use serde::{Deserialize, Serialize};
@@ -31,6 +31,12 @@ impl TrainRow {
     /// Tokens that the row sends through the model: the last target is predicted, never read.
     pub(super) fn tokens(&self, max_tokens: usize) -> usize {
         self.prompt_ids.len() + self.targets(max_tokens) - 1
+    }
+
+    /// A number for the row's content.
+    fn key(&self, seed: u64) -> u64 {
+        let ids = self.prompt_ids.iter().chain(&self.target_ids);
+        ids.fold(seed, |key, &id| random::bits(key, u64::from(id), 0))
     }
 }
 
@@ -93,6 +99,8 @@ pub(super) struct Plan {
     steps_per_epoch: usize,
     steps: usize,
     shuffle: Option<u64>,
+    /// Steps between two looks at the held-out rows.
+    look_every: usize,
 }
 
 impl Plan {
@@ -110,11 +118,17 @@ impl Plan {
             steps_per_epoch,
             steps,
             shuffle: config.shuffle.then_some(seed),
+            look_every: if config.validate_every == 0 { steps_per_epoch } else { config.validate_every },
         }
     }
 
     pub(super) fn steps(&self) -> usize {
         self.steps
+    }
+
+    /// Whether the held-out rows are looked at after `done` steps; in any case after the last one.
+    pub(super) fn is_look(&self, done: usize) -> bool {
+        done.is_multiple_of(self.look_every) || done == self.steps
     }
 
     /// Indices of the rows of `step`. Shuffled: each epoch is a new order, its last batch takes what is left. In file order
@@ -179,6 +193,17 @@ pub(super) fn ragged(rows: &[&TrainRow], max_tokens: usize) -> RaggedBatch {
     let lengths = rows.iter().map(|row| (row.prompt_ids.len(), row.tokens(max_tokens)));
     let ragged = Arc::new(Ragged::with_prompts(lengths));
     RaggedBatch { ids, ragged, targets, domains }
+}
+
+/// Which inputs of adapters a pass over `rows` drops in a step. It depends on each row and the position in it, not on the
+/// other rows of the pass.
+pub(super) fn dropout(rows: &[&TrainRow], max_tokens: usize, rate: f64, seed: u64, step: usize) -> Dropout {
+    let seed = random::bits(seed, random::stream(&["dropout"]), step as u64);
+    let keys = rows.iter().flat_map(|row| {
+        let key = row.key(seed);
+        (0..row.tokens(max_tokens) as u64).map(move |position| random::bits(key, position, 1))
+    });
+    Dropout::new(rate, keys.collect::<Vec<_>>())
 }
 
 #[cfg(test)]

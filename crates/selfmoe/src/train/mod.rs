@@ -10,6 +10,7 @@ mod ridge;
 mod schedule;
 mod state;
 mod states;
+mod validation;
 
 use std::{ops::ControlFlow, path::Path};
 
@@ -27,10 +28,12 @@ pub use batch::{TrainRow, read_rows};
 pub use checks::{CheckFailure, check_expert};
 pub use ridge::{DomainMoments, Moments, RidgeConfig, fit as fit_ridge};
 pub use schedule::Schedule;
+pub use validation::{HeldOut, Validated};
 
 use batch::Plan;
 use state::State;
 use states::BaseStates;
+use validation::Split;
 
 /// What can go wrong in training.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +94,12 @@ pub struct TrainConfig {
     pub clip_norm: f64,
     /// AdamW's decoupled weight decay.
     pub weight_decay: f64,
+    /// Rows that are not trained on; the parameters with the lowest loss on them are kept.
+    pub validation: HeldOut,
+    /// Optimiser steps between two looks at them; 0: one look after every epoch.
+    pub validate_every: usize,
+    /// The training stops after so many looks without a lower loss; 0: it goes on to its end.
+    pub patience: usize,
     /// Tokens of one forward and backward pass: a batch with more is computed in pieces whose gradients are added.
     pub pass_tokens: usize,
     /// A state is written after so many optimiser steps.
@@ -111,6 +120,9 @@ impl Default for TrainConfig {
             warmup_steps: 0,
             clip_norm: 0.0,
             weight_decay: 0.0,
+            validation: HeldOut::None,
+            validate_every: 0,
+            patience: 0,
             pass_tokens: 2048,
             save_every: 20,
         }
@@ -146,6 +158,10 @@ impl TrainConfig {
             (0.0..1.0).contains(&self.weight_decay),
             format!("weight_decay = {} must lie in 0..1", self.weight_decay),
         );
+        faults.extend(self.validation.fault());
+        if self.validation == HeldOut::None && self.patience > 0 {
+            faults.push(format!("patience = {} needs rows to look at: set validation", self.patience));
+        }
         faults
     }
 }
@@ -189,6 +205,8 @@ struct Objective {
     wanted: Wanted,
     /// Weight of the router's cross-entropy against the rows' domains (mean over tokens and blocks); 0: it is not computed.
     domain_loss: f64,
+    /// Rate at which inputs of adapters are dropped.
+    dropout: f64,
 }
 
 /// Called after every step; `Break` stops the training after the state was written.
@@ -197,21 +215,33 @@ pub type Progress<'p> = &'p mut dyn FnMut(StepReport) -> ControlFlow<()>;
 /// How a training ended.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Outcome<T> {
-    /// All steps are done: the result and the loss of every step.
-    Done(T, Vec<f32>),
+    /// The result, and how it came about.
+    Done(T, History),
     /// Stopped by the progress callback; the state holds what was done.
     Stopped,
 }
 
-/// Trains an expert from the values it has.
+/// The losses of a training.
+#[derive(Debug, Clone, PartialEq)]
+pub struct History {
+    /// Of every step.
+    pub losses: Vec<f32>,
+    /// Of the held-out rows, from the start on; empty without any.
+    pub validation: Vec<Validated>,
+    /// Steps after which the result was reached.
+    pub kept_step: usize,
+}
+
+/// Trains an expert from the values it has. Dropout is the one that its configuration states.
 pub fn train_expert(job: Job<'_>, start: &Expert, progress: Progress<'_>) -> Result<Outcome<Expert>> {
     let set = ExpertSet::new(std::slice::from_ref(start), &job.decoder.config, job.decoder.device())?;
     let (set, vars) = set.trainable()?;
     let mixture = Mixture::all(set);
-    let objective = Objective { wanted: Wanted { experts: true, gates: false }, domain_loss: 0.0 };
+    let wanted = Wanted { experts: true, gates: false };
+    let objective = Objective { wanted, domain_loss: 0.0, dropout: start.config.dropout };
     let rates = vec![job.config.learning_rate; vars.len()];
     Ok(match optimise(job, &mixture, &vars, &rates, objective, progress)? {
-        Outcome::Done((), losses) => Outcome::Done(mixture.experts.extract(0, start)?, losses),
+        Outcome::Done((), history) => Outcome::Done(mixture.experts.extract(0, start)?, history),
         Outcome::Stopped => Outcome::Stopped,
     })
 }
@@ -227,10 +257,11 @@ pub fn train_router(
 ) -> Result<Outcome<Router>> {
     let (router, vars) = start.trainable()?;
     let mixture = Mixture { experts: experts.clone(), routing: Routing::Learned(router) };
-    let objective = Objective { wanted: Wanted { experts: false, gates: true }, domain_loss };
+    let wanted = Wanted { experts: false, gates: true };
+    let objective = Objective { wanted, domain_loss, dropout: 0.0 };
     let rates = vec![job.config.learning_rate; vars.len()];
     Ok(match optimise(job, &mixture, &vars, &rates, objective, progress)? {
-        Outcome::Done((), losses) => Outcome::Done(router_from(start, &vars)?, losses),
+        Outcome::Done((), history) => Outcome::Done(router_from(start, &vars)?, history),
         Outcome::Stopped => Outcome::Stopped,
     })
 }
@@ -245,6 +276,13 @@ pub fn train_jointly(
     domain_loss: f64,
     progress: Progress<'_>,
 ) -> Result<Outcome<(Vec<Expert>, Router)>> {
+    let dropout = experts.first().map_or(0.0, |expert| expert.config.dropout);
+    if let Some(other) = experts.iter().find(|expert| expert.config.dropout != dropout) {
+        return Err(TrainError::Config(format!(
+            "experts that are trained together have one dropout; {} has {} and {} has {dropout}",
+            other.name, other.config.dropout, experts[0].name
+        )));
+    }
     let set = ExpertSet::new(experts, &job.decoder.config, job.decoder.device())?;
     let (set, mut vars) = set.trainable()?;
     let (router, router_vars) = start.trainable()?;
@@ -252,15 +290,15 @@ pub fn train_jointly(
     rates.resize(vars.len() + router_vars.len(), router_rate);
     vars.extend(router_vars.iter().cloned());
     let mixture = Mixture { experts: set, routing: Routing::Learned(router) };
-    let objective = Objective { wanted: Wanted { experts: true, gates: true }, domain_loss };
+    let objective = Objective { wanted: Wanted { experts: true, gates: true }, domain_loss, dropout };
     Ok(match optimise(job, &mixture, &vars, &rates, objective, progress)? {
-        Outcome::Done((), losses) => {
+        Outcome::Done((), history) => {
             let trained = experts
                 .iter()
                 .enumerate()
                 .map(|(index, like)| mixture.experts.extract(index, like))
                 .collect::<mixse_model::Result<Vec<_>>>()?;
-            Outcome::Done((trained, router_from(start, &router_vars)?), losses)
+            Outcome::Done((trained, router_from(start, &router_vars)?), history)
         }
         Outcome::Stopped => Outcome::Stopped,
     })
@@ -295,28 +333,32 @@ fn optimise(
     if objective.domain_loss > 0.0 {
         batch::check_domains(job.rows)?;
     }
-    let plan = Plan::new(job.rows.len(), job.config, job.seed);
+    let Split { trained, held_out } = Split::new(job.rows, job.config, job.seed)?;
+    let plan = Plan::new(trained.len(), job.config, job.seed);
     let mut states = BaseStates::new(&job, mixture);
     let mut state = State::load_or_start(&job, vars)?;
-    for (var, values) in vars.iter().zip(&state.values) {
-        set(var, values)?;
+    set_all(vars, &state.values)?;
+    if !held_out.is_empty() && state.looks.is_empty() {
+        state.look(loss(&job, mixture, &held_out)?);
     }
-    while state.losses.len() < plan.steps() {
+    while state.losses.len() < plan.steps() && !validation::is_over(&state.looks, job.config.patience) {
         let step = state.losses.len();
-        let rows: Vec<&TrainRow> = plan.batch(step).into_iter().map(|index| &job.rows[index]).collect();
-        let (loss, tokens, mut grads) = gradients(&job, mixture, vars, objective, &rows, &mut states)?;
+        let rows: Vec<&TrainRow> = plan.batch(step).into_iter().map(|index| trained[index]).collect();
+        let (loss_before, tokens, mut grads) =
+            gradients(&job, mixture, vars, objective, &rows, step, &mut states)?;
         let factor = schedule::factor(job.config.schedule, job.config.warmup_steps, step, plan.steps());
-        if !loss.is_finite() {
+        if !loss_before.is_finite() {
             let rate = job.config.learning_rate * factor;
-            return Err(TrainError::Diverged { step: step + 1, loss, rate });
+            return Err(TrainError::Diverged { step: step + 1, loss: loss_before, rate });
         }
         clip(&mut grads, job.config.clip_norm);
         state.update(&grads, rates, factor, job.config.weight_decay);
-        state.losses.push(loss);
-        for (var, values) in vars.iter().zip(&state.values) {
-            set(var, values)?;
+        state.losses.push(loss_before);
+        set_all(vars, &state.values)?;
+        if !held_out.is_empty() && plan.is_look(step + 1) {
+            state.look(loss(&job, mixture, &held_out)?);
         }
-        let report = StepReport { step: step + 1, steps: plan.steps(), loss, tokens };
+        let report = StepReport { step: step + 1, steps: plan.steps(), loss: loss_before, tokens };
         let stop = progress(report).is_break();
         if (step + 1) % job.config.save_every == 0 || stop {
             state.save(&job)?;
@@ -325,7 +367,13 @@ fn optimise(
             return Ok(Outcome::Stopped);
         }
     }
-    Ok(Outcome::Done((), state.losses))
+    let (values, kept_step) = state.kept();
+    set_all(vars, values)?;
+    Ok(Outcome::Done((), History { losses: state.losses, validation: state.looks, kept_step }))
+}
+
+fn set_all(vars: &[Var], values: &[Vec<f32>]) -> Result<()> {
+    vars.iter().zip(values).try_for_each(|(var, values)| set(var, values))
 }
 
 fn set(var: &Var, values: &[f32]) -> Result<()> {
@@ -339,6 +387,7 @@ fn gradients(
     vars: &[Var],
     objective: Objective,
     rows: &[&TrainRow],
+    step: usize,
     states: &mut BaseStates,
 ) -> Result<(f32, usize, Vec<Vec<f32>>)> {
     let mut sums: Vec<Vec<f32>> = vars.iter().map(|v| vec![0.0; v.elem_count()]).collect();
@@ -352,6 +401,9 @@ fn gradients(
         let domains = (objective.domain_loss > 0.0)
             .then_some(DomainTarget { labels: &batch.domains, scale: domain_scale });
         let base_last = states.of_pass(job, &pass)?;
+        let max_tokens = job.config.max_tokens;
+        let dropout = (objective.dropout > 0.0)
+            .then(|| batch::dropout(&pass, max_tokens, objective.dropout, job.seed, step));
         let (hidden, domain_loss) = job.decoder.training_pass(&TrainingPass {
             ids: &batch.ids,
             ragged: &batch.ragged,
@@ -360,6 +412,7 @@ fn gradients(
             wanted: objective.wanted,
             base_last: base_last.as_ref(),
             domains,
+            dropout: dropout.as_ref(),
         })?;
         let mut part = job.decoder.loss(&hidden, &batch.targets, 1.0 / targets_in_all as f32)?;
         if let Some(domain_loss) = domain_loss {
@@ -375,6 +428,21 @@ fn gradients(
         }
     }
     Ok((loss as f32, tokens, sums))
+}
+
+/// Mean loss over the target tokens of `rows`, without gradients.
+fn loss(job: &Job<'_>, mixture: &Mixture, rows: &[&TrainRow]) -> Result<f32> {
+    let targets: usize = rows.iter().map(|row| row.targets(job.config.max_tokens)).sum();
+    let nothing = Wanted { experts: false, gates: false };
+    let mut total = 0f64;
+    for pass in batch::passes(rows, job.config.max_tokens, job.config.pass_tokens) {
+        let batch = batch::ragged(&pass, job.config.max_tokens);
+        let (ids, ragged) = (&batch.ids, &batch.ragged);
+        let hidden = job.decoder.hidden(ids, ragged, Some(mixture), Memory::Recompute, nothing)?;
+        let part = job.decoder.loss(&hidden, &batch.targets, 1.0 / targets as f32)?;
+        total += f64::from(part.to_scalar::<f32>()?);
+    }
+    Ok(total as f32)
 }
 
 /// Scales all gradients down together so that their norm is at most `limit`; 0: leaves them alone.

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// The ready-made studies: name and file.
-pub(super) const READY_MADE: [(&str, &str); 11] = [
+pub(super) const READY_MADE: [(&str, &str); 12] = [
     ("main", include_str!("../../../../../studies/main.toml")),
     ("router", include_str!("../../../../../studies/router.toml")),
     ("verification", include_str!("../../../../../studies/verification.toml")),
@@ -26,6 +26,7 @@ pub(super) const READY_MADE: [(&str, &str); 11] = [
     ("granularity", include_str!("../../../../../studies/granularity.toml")),
     ("generalization", include_str!("../../../../../studies/generalization.toml")),
     ("routing", include_str!("../../../../../studies/routing.toml")),
+    ("few-shot-variance", include_str!("../../../../../studies/few-shot-variance.toml")),
     ("merging", include_str!("../../../../../studies/merging.toml")),
 ];
 
@@ -61,6 +62,10 @@ pub(super) struct Study {
 pub(super) struct Setting {
     /// What it is called.
     pub(super) name: String,
+    /// The table that its rows stand in, together with those of other settings of the same table: they are averaged as seeds
+    /// are. Without it the setting has a table of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) table: Option<String>,
     /// Keys of `mixse.toml` over the study's.
     #[serde(default)]
     pub(super) config: Table,
@@ -171,7 +176,7 @@ impl Study {
 
     fn all_settings(&self) -> Vec<Setting> {
         if self.settings.is_empty() {
-            vec![Setting { name: String::new(), config: Table::new(), methods: None }]
+            vec![Setting { name: String::new(), table: None, config: Table::new(), methods: None }]
         } else {
             self.settings.clone()
         }
@@ -203,14 +208,17 @@ impl Study {
         let Some(config) = config else { return (None, faults) };
         faults.extend(domain_faults(&config).into_iter().map(about));
         let several = self.bases.len() > 1;
-        let group: Vec<&str> = [if several { base } else { "" }, &setting.name]
-            .into_iter()
-            .filter(|word| !word.is_empty())
-            .collect();
-        let name = format!("{}-s{seed}", [&[base], &group[usize::from(several)..]].concat().join("-"));
+        let table = setting.table.as_ref().unwrap_or(&setting.name);
+        let group = filled([if several { base } else { "" }, table]);
+        let name = format!("{}-s{seed}", filled([base, &setting.name]).join("-"));
         let path = Path::new("runs").join(path_word(&name));
         (Some(Cell { group: group.join(", "), path, config }), faults)
     }
+}
+
+/// The words that are not empty.
+fn filled(words: [&str; 2]) -> Vec<&str> {
+    words.into_iter().filter(|word| !word.is_empty()).collect()
 }
 
 fn domain_faults(config: &Config) -> Vec<String> {
@@ -271,20 +279,8 @@ fn base_fault(config: &Config, cache: &Cache) -> anyhow::Result<Option<String>> 
         ModelSource::Run(_) => return Ok(Some(format!("bases: {} is a run, not a base model", config.base))),
     };
     let model = Checkpoint::open(&path)?.config;
-    let lora = &config.expert.lora;
-    let narrow = lora.targets.iter().find_map(|module| {
-        let (k, n) = module.shape(&model);
-        (lora.rank > k.min(n)).then(|| {
-            format!(
-                "config.expert.rank: {} does not fit {} of {}, which has {k} inputs and {n} outputs: choose 1 to {}",
-                lora.rank,
-                module.name(),
-                config.base,
-                k.min(n)
-            )
-        })
-    });
-    Ok(narrow)
+    let misfit = config.expert.misfits(&model).into_iter().next();
+    Ok(misfit.map(|(key, what)| format!("config.{key}: {what} of {}", config.base)))
 }
 
 #[cfg(test)]
@@ -295,6 +291,17 @@ mod tests {
 
     fn study(more: &str) -> Study {
         Study::parse(&format!("{SMALL}{more}"), "test").unwrap()
+    }
+
+    #[test]
+    fn settings_of_one_table_are_repetitions() {
+        let settings =
+            "[[settings]]\nname = \"x\"\ntable = \"both\"\n[[settings]]\nname = \"y\"\ntable = \"both\"\n";
+        let (cells, faults) = study(settings).cells();
+        assert!(faults.is_empty(), "{faults:?}");
+        assert!(cells.iter().all(|cell| cell.group == "both"));
+        let paths: Vec<_> = cells.iter().map(|cell| cell.path.display().to_string()).collect();
+        assert_eq!(paths, ["runs/b-x-s0", "runs/b-y-s0", "runs/b-x-s1", "runs/b-y-s1"]);
     }
 
     #[test]
@@ -331,8 +338,14 @@ mod tests {
         );
         let (_, faults) = study.cells();
         let all = faults.join("\n");
-        for part in ["config.seed", "there is no method \"tie\"", "density", "expert.rank", "itms", "nowhere"]
-        {
+        for part in [
+            "config.seed",
+            "there is no method \"tie\"",
+            "density",
+            "config.expert: rank = 0",
+            "itms",
+            "nowhere",
+        ] {
             assert!(all.contains(part), "{part} is not in:\n{all}");
         }
         let only_domains = |text: &str, part: &str| {

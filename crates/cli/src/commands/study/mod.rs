@@ -40,7 +40,7 @@ Examples:
   mixse study router --show > my.toml             a file to change
   mixse study my.toml --out studies/mine          own study
 
-Results in the directory: study.html, study.csv, items.csv, study.json, study.tex, figures/*.svg, and the runs themselves.")]
+Results in the directory: study.html, study.csv, items.csv, study.json, study.tex, figures as SVG and PNG, and the runs themselves.")]
 pub(crate) struct StudyArgs {
     /// A ready-made study or a TOML file.
     #[arg(value_name = "STUDY")]
@@ -204,7 +204,9 @@ impl Comparison<'_> {
         let drawn = figures(&findings, &summary);
         let at = |name: &str| self.directory.join(name);
         for figure in &drawn {
-            write(&at("figures").join(format!("{}.svg", figure.name)), figure.svg.as_bytes())?;
+            let file = |ending: &str| at("figures").join(format!("{}.{ending}", figure.name));
+            write(&file("svg"), figure.svg.as_bytes())?;
+            write(&file("png"), &figure.png()?)?;
         }
         write(&at("items.csv"), items_csv(&findings).as_bytes())?;
         write(&at("study.csv"), csv(&findings, &summary).as_bytes())?;

@@ -47,7 +47,39 @@ fn faults_name_line_and_key() {
     );
     check("[router]\ntop_k = 9", &["line 1, router: router.top_k = 9 must lie between 1 and 4"]);
     check("domains = [\"math\", \"math\"]", &["line 1, domains", "twice"]);
+    check("[expert]\ndropout = 1.0", &["line 1, expert: dropout"]);
+    check("[expert.domains.math]\nrank = 0", &["line 1, expert.domains.math: rank"]);
+    check("[expert.domains.math]\nranc = 4", &["line 2, expert.domains.math.ranc", "rank"]);
+    check("[expert.training]\npatience = 2", &["expert.training: patience"]);
+    check("[expert.training]\nvalidation = 1.5", &["expert.training: validation"]);
+    check(
+        "methods = [\"joint\"]\n[expert.domains.math]\ndropout = 0.1",
+        &["joint: experts that are trained together have one dropout"],
+    );
+    check(
+        "methods = [\"linear(form=factors)\"]\n[expert.domains.math]\nrank = 4",
+        &["factors of different ranks"],
+    );
     check("[generation]\ntop_p = nan", &["generation", "top_p"]);
+}
+
+#[test]
+fn single_domains_can_differ() {
+    let text = "[expert]\nrank = 8\n[expert.training]\nvalidation = 0.1\npatience = 2\n[expert.domains.math]\nrank = 32\n\
+                alpha = 64\ntargets = [\"q_proj\", \"v_proj\"]\nlearning_rate = 1e-3\n[expert.domains.coding]\ndropout = 0.1";
+    let config = parse_text(text).unwrap();
+    let (math, coding, other) =
+        (config.expert.of("math"), config.expert.of("coding"), config.expert.of("knowledge"));
+    assert_eq!((math.lora.rank, math.lora.alpha, math.lora.targets.len()), (32, 64.0, 2));
+    assert_eq!((math.training.learning_rate, math.training.patience), (1e-3, 2));
+    assert_eq!((coding.lora.rank, coding.lora.dropout), (8, 0.1));
+    assert_eq!(other, config.expert.common());
+    assert_eq!(parse_text(&toml::to_string(&config).unwrap()).unwrap(), config);
+    let differences = compare(&Config::preset(Preset::Quick), &config).unwrap();
+    assert!(
+        differences.contains(&"expert.domains.math.rank: nothing there, 32 wanted".to_owned()),
+        "{differences:?}"
+    );
 }
 
 #[test]
