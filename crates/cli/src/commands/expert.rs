@@ -7,9 +7,9 @@ use mixse_selfmoe::{domain, plan::Event};
 use serde::Serialize;
 
 use crate::{
-    args::{CacheFlag, ComputeFlags, JsonFlag},
+    args::{CacheFlag, JsonFlag},
     commands::run::tell,
-    config::{AdapterSource, Config, Fit, check, parse_name},
+    config::{AdapterSource, Config, Fit, Threads, check, parse_name},
     output::{note, print, usage_error},
     pipeline::{Pipeline, RunDirectory},
     pull::Cache,
@@ -17,7 +17,7 @@ use crate::{
 
 /// Add an expert to a run, or remove one; the other experts are not trained again.
 ///
-/// Only what the mixture needs is computed: a new domain's data and expert, and the router. With `router.fit = \"ridge\"` the
+/// Only what the mixture needs is computed: a new domain's data and expert, and the router. With `router.fit = "ridge"` the
 /// router is solved from stored statistics of each domain (statistics/ in the run), so the rows of the other domains are not needed, and
 /// need not be there any more. Other routers are trained again on the rows of all domains. `mixse run --out RUN` evaluates
 /// the new mixture afterwards.
@@ -64,8 +64,9 @@ struct RunFlags {
     /// How the router comes about from now on: lm_loss, ridge or ridge_then_lm_loss.
     #[arg(long, value_name = "HOW", value_parser = parse_name::<Fit>)]
     fit: Option<Fit>,
-    #[command(flatten)]
-    compute: ComputeFlags,
+    /// Number of threads, or `all`; results do not depend on it.
+    #[arg(long, value_name = "N")]
+    threads: Option<Threads>,
     #[command(flatten)]
     cache: CacheFlag,
     #[command(flatten)]
@@ -86,9 +87,8 @@ impl RunFlags {
         change(&mut config)?;
         config.router.fit = self.fit.unwrap_or(config.router.fit);
         check(&config)?;
-        let mut computed = config.clone();
-        self.compute.adjust(&mut computed);
-        let mut pipeline = Pipeline::new(computed)?;
+        let threads = self.threads.unwrap_or(config.threads);
+        let mut pipeline = Pipeline::new(Config { threads, ..config.clone() })?;
         pipeline.open_base(&Cache::locate(self.cache.cache.as_deref())?)?;
         let plan = pipeline.plan(&run)?;
         run.reconfigure(&config)?;
