@@ -69,8 +69,57 @@ pub struct Evidence<'a> {
 /// More tests of one task are left out.
 const MAX_TESTS: usize = 5;
 
-/// One line tests of `function` in what a model wrote: `assert` statements that call it.
+/// One line tests of `function` in what a model wrote: `assert` statements that call it. Where a task names no function, the
+/// tests may call it by another name; then those of the first name that a test calls are taken for `function`.
 pub fn asserts(text: &str, function: &str) -> Vec<String> {
+    let found = asserts_of(text, function);
+    match text.lines().find_map(called) {
+        Some(other) if found.is_empty() => asserts_of(&renamed(text, other, function), function),
+        _ => found,
+    }
+}
+
+/// The function that a test calls first, if it is none of Python's own.
+fn called(line: &str) -> Option<&str> {
+    const OWN: [&str; 16] = [
+        "abs",
+        "all",
+        "any",
+        "bool",
+        "float",
+        "int",
+        "isinstance",
+        "len",
+        "list",
+        "max",
+        "min",
+        "round",
+        "set",
+        "sorted",
+        "str",
+        "sum",
+    ];
+    let (name, _) = line.trim().strip_prefix("assert ")?.split_once('(')?;
+    let is_name = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    (is_name && !OWN.contains(&name)).then_some(name)
+}
+
+/// The text with every call of one function made a call of another.
+fn renamed(text: &str, from: &str, to: &str) -> String {
+    let mut renamed = String::with_capacity(text.len());
+    let mut copied = 0;
+    for (at, _) in text.match_indices(&format!("{from}(")) {
+        let before = text[..at].chars().next_back();
+        if !before.is_some_and(|c| c.is_alphanumeric() || matches!(c, '_' | '.')) {
+            renamed += &text[copied..at];
+            renamed += to;
+            copied = at + from.len();
+        }
+    }
+    renamed + &text[copied..]
+}
+
+fn asserts_of(text: &str, function: &str) -> Vec<String> {
     let mut found: Vec<String> = Vec::new();
     for line in text.lines().map(str::trim) {
         let fine = line.starts_with("assert ") && answer::python_fault(line).is_none();
@@ -271,7 +320,12 @@ mod tests {
         check("assert f(1) == 2\nassert f(2) == 3", &["assert f(1) == 2", "assert f(2) == 3"]);
         check("```python\nassert f(1) == 2\n```", &["assert f(1) == 2"]);
         check("assert f(1) == 2\nassert f(1) == 2", &["assert f(1) == 2"]);
-        check("assert g(1) == 2\nassert True\nf(1)\nassert ff(1)\nassert x.f(1)", &[]);
+        check("assert len(1) == 2\nassert True\nf(1)\nassert x.f(1)", &[]);
+        check(
+            "assert g(1) == 2\nassert len(g(g(2))) == hg(3)",
+            &["assert f(1) == 2", "assert len(f(f(2))) == hg(3)"],
+        );
+        check("assert f(1) == 2\nassert g(1) == 2", &["assert f(1) == 2"]);
         check("assert f(1 == 2\nassert f('x) == 1", &[]);
         check("assert len(f([1])) == 1", &["assert len(f([1])) == 1"]);
     }
