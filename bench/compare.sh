@@ -3,27 +3,34 @@
 #
 #   bench/compare.sh MIXSE GGUF REFERENCE.py HF_DIR [PYTHON]
 #
-# MIXSE is the release binary, GGUF and HF_DIR the same model for either side. The reference runs in f32 and in bf16.
+# MIXSE is the release binary, GGUF and HF_DIR the same model for either side. The reference runs in f32 and in bf16, which
+# is slow without AMX. In the environment: ROUNDS=1 for fewer, DTYPES=f32 for less, RUN="taskset -c 0,1" to start every
+# measurement with a command of your own.
 set -euo pipefail
 mixse=$1 gguf=$2 reference=$3 directory=$4 python=${5:-python3}
+rounds=${ROUNDS:-3} dtypes=${DTYPES:-f32 bf16}
+rows=prefill_8x512,generate_1x64,generate_16x64,generate_64x64,lora_train_8x256
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-for round in 1 2 3; do
+for ((round = 1; round <= rounds; round++)); do
     echo "round $round" >&2
-    "$mixse" bench --model "$gguf" --json >"$work/mixse.$round.json"
-    "$python" "$reference" speed "$directory" f32 >"$work/f32.$round.json"
-    "$python" "$reference" speed "$directory" bf16 >"$work/bf16.$round.json"
+    ${RUN:-} "$mixse" bench --model "$gguf" --only $rows --json >"$work/mixse.$round.json"
+    for dtype in $dtypes; do
+        ${RUN:-} "$python" "$reference" speed "$directory" "$dtype" >"$work/$dtype.$round.json"
+    done
 done
-"$python" - "$work" <<'PYTHON'
+"$python" - "$work" $rounds $rows $dtypes <<'PYTHON'
 import json, statistics, sys
 
-def median(name, pick):
-    return statistics.median(pick(json.load(open(f"{sys.argv[1]}/{name}.{i}.json"))) for i in (1, 2, 3))
+work, rounds, rows, dtypes = sys.argv[1], int(sys.argv[2]), sys.argv[3].split(","), sys.argv[4:]
 
-print("| row | mixse | transformers f32 | transformers bf16 | ratio to the better |")
-print("|---|---|---|---|---|")
-for row in ["prefill_8x512", "generate_1x64", "generate_16x64", "generate_64x64", "lora_train_8x256"]:
-    ours = median("mixse", lambda r: r["rows"][row]["tokens_per_s"])
-    f32, bf16 = median("f32", lambda r: r[row]), median("bf16", lambda r: r[row])
-    print(f"| {row} | {ours:.0f} | {f32:.0f} | {bf16:.0f} | {ours / max(f32, bf16):.2f} |")
+def median(name, pick):
+    return statistics.median(pick(json.load(open(f"{work}/{name}.{i + 1}.json"))) for i in range(rounds))
+
+print("| row | mixse | " + " | ".join(f"transformers {dtype}" for dtype in dtypes) + " | ratio to the best |")
+print("|---" * (len(dtypes) + 3) + "|")
+for row in rows:
+    ours = median("mixse", lambda report: report["rows"][row]["tokens_per_s"])
+    theirs = [median(dtype, lambda report: report[row]) for dtype in dtypes]
+    print(f"| {row} | {ours:.0f} | " + " | ".join(f"{speed:.0f}" for speed in theirs) + f" | {ours / max(theirs):.2f} |")
 PYTHON

@@ -78,6 +78,11 @@ pub(crate) fn peak_memory() -> Option<u64> {
     kilobytes("/proc/self/status", "VmHWM")
 }
 
+/// Makes [`peak_memory`] count from now on; false where the system does not offer it.
+pub(crate) fn reset_peak_memory() -> bool {
+    fs::write("/proc/self/clear_refs", "5").is_ok()
+}
+
 /// Bytes that can still be written to the disk of `path`, which need not exist yet.
 pub(crate) fn free_disk(path: &Path) -> Option<u64> {
     let existing = path.ancestors().find(|p| p.exists()).unwrap_or(Path::new("."));

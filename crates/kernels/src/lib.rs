@@ -18,6 +18,7 @@ pub mod isa;
 mod lanes;
 pub mod lora;
 pub mod loss;
+pub mod memory;
 pub mod mlp;
 pub mod norm;
 pub mod packed;
@@ -31,8 +32,8 @@ mod vexp;
 
 pub use adamw::{AdamW, adamw};
 pub use attention::{
-    AttentionGradients, AttentionShape, KvPool, PagedSegment, Segment, attention, attention_backward,
-    attention_paged,
+    AttentionGradients, AttentionShape, KvPool, KvPoolMut, PagedSegment, Segment, attention,
+    attention_backward, attention_paged, store_paged,
 };
 pub use gemm::{Accumulate, View, gemm, matmul, matmul_transposed};
 pub use isa::Isa;

@@ -13,7 +13,7 @@
 use half::{bf16, f16};
 
 use crate::gemm::tile::{
-    GROUP, INT8_GROUP, PANEL, PackedBf16, PackedF32, PackedInt8, PackedQ4, Q4_GROUP, Source,
+    GROUP, INT8_GROUP, PANEL, PackedBf16, PackedF32, PackedInt8, PackedQ4, Packing, Q4_GROUP, Source,
 };
 use crate::gemm::vector::Vector;
 use crate::pool;
@@ -285,7 +285,7 @@ pub(crate) trait WithSources<V: Vector> {
     /// What comes of it.
     type Output;
     /// `source(s)` is sub-panel s. `most_rows`: the most rows that are worth reading the packed form for.
-    fn call<S: Source<V>>(self, most_rows: usize, source: impl Fn(usize) -> S) -> Self::Output;
+    fn call<S: Source<V> + Packing>(self, most_rows: usize, source: impl Fn(usize) -> S) -> Self::Output;
 }
 
 impl Packed {
@@ -296,19 +296,19 @@ impl Packed {
         match self.storage {
             Storage::F32 => action.call(96, |s| {
                 let (panel, col) = place(s);
-                PackedF32(panel.cast::<f32>().wrapping_add(col))
+                PackedF32::new(panel.cast::<f32>().wrapping_add(col))
             }),
             Storage::Bf16 => action.call(96, |s| {
                 let (panel, col) = place(s);
-                PackedBf16(panel.cast::<u32>().wrapping_add(col))
+                PackedBf16::new(panel.cast::<u32>().wrapping_add(col))
             }),
             Storage::Int8 => action.call(24, |s| {
                 let (panel, col) = place(s);
-                PackedInt8 { panel, col }
+                PackedInt8::new(panel, col)
             }),
             Storage::Q4 => action.call(24, |s| {
                 let (panel, col) = place(s);
-                PackedQ4 { panel, col }
+                PackedQ4::new(panel, col)
             }),
         }
     }

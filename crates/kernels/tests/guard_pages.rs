@@ -71,6 +71,7 @@ fn values(len: usize) -> Vec<f32> {
 /// Runs `test` with each instruction set and both placements, giving it a maker of guarded slices of a length.
 fn guarded(test: impl Fn(&dyn Fn(usize) -> Guarded)) {
     for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
+        eprintln!("{isa}");
         for against in [Against::Start, Against::End] {
             isa::with(isa, || test(&|len| Guarded::new(&values(len), against)));
         }
@@ -150,8 +151,15 @@ fn attentions() {
                 );
                 let pages: Vec<u32> = (0..len as u32).collect();
                 let new = [PagedSegment { q_start: 0, q_len: len, kv_len: len, pages: &pages }];
-                let pool = KvPool { k: &keys, v: &vals, page_tokens: 1 };
-                attention_paged(&queries, &new, pool, shape, &mut out);
+                let (mut k, mut v) = (slice(kv), slice(kv));
+                let mut pool = KvPoolMut { k: &mut k, v: &mut v, page_tokens: 1 };
+                store_paged((&keys, &vals), &new, &mut pool, shape);
+                attention_paged(&queries, &new, pool.shared(), shape, &mut out);
+                // One page that ends with the sequence.
+                let new = [PagedSegment { pages: &[0], ..new[0] }];
+                pool.page_tokens = len;
+                store_paged((&keys, &vals), &new, &mut pool, shape);
+                attention_paged(&queries, &new, pool.shared(), shape, &mut out);
             }
         }
     });

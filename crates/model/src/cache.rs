@@ -41,7 +41,7 @@ pub(crate) struct PagedParts<'a> {
 pub(crate) struct PagedCache {
     /// Width of a key row (and of a value row).
     width: usize,
-    /// By block: `[pages, PAGE_TOKENS, width]`.
+    /// By block: pages of `PAGE_TOKENS · width` values, laid out as [`mixse_kernels::KvPool`] says.
     pub(crate) keys: Vec<Vec<f32>>,
     pub(crate) values: Vec<Vec<f32>>,
     /// Sequences that hold each page.
@@ -68,17 +68,25 @@ impl PagedCache {
         }
     }
 
-    fn take_page(&mut self) -> u32 {
-        if self.free.is_empty() {
-            // Growing by half keeps the number of copies small and the overshoot bounded.
-            let old = self.holders.len();
-            let new = old + (old / 2).max(16);
-            for pool in self.keys.iter_mut().chain(&mut self.values) {
-                pool.resize(new * PAGE_TOKENS * self.width, 0.0);
-            }
-            self.holders.resize(new, 0);
-            self.free.extend((old as u32..new as u32).rev());
+    /// Makes room for so many pages. Growing by a quarter at least keeps the number of copies small, and memory in proportion
+    /// to the tokens.
+    fn reserve(&mut self, pages: usize) {
+        if pages <= self.free.len() {
+            return;
         }
+        let old = self.holders.len();
+        let new = old + (pages - self.free.len()).max(old / 4);
+        let len = new * PAGE_TOKENS * self.width;
+        for pool in self.keys.iter_mut().chain(&mut self.values) {
+            pool.reserve_exact(len - pool.len());
+            pool.resize(len, 0.0);
+        }
+        self.holders.resize(new, 0);
+        self.free.extend((old as u32..new as u32).rev());
+    }
+
+    fn take_page(&mut self) -> u32 {
+        self.reserve(1);
         let page = self.free.pop().unwrap_or_default();
         self.holders[page as usize] = 1;
         page
@@ -108,9 +116,9 @@ impl PagedCache {
         }
         if filled > 0 {
             let (from, to) = (copy.pages[shared] as usize, self.take_page());
-            let start = |page: usize| page * PAGE_TOKENS * self.width;
+            let page = PAGE_TOKENS * self.width;
             for pool in self.keys.iter_mut().chain(&mut self.values) {
-                pool.copy_within(start(from)..start(from) + filled * self.width, start(to as usize));
+                pool.copy_within(from * page..(from + 1) * page, to as usize * page);
             }
             copy.pages[shared] = to;
         }
@@ -189,6 +197,31 @@ impl KvCache {
         match self {
             Self::Paged(cache) => cache.sequence(id).map_or(0, |s| s.len),
             Self::Tensors(sequences) => sequences.get(id.0).and_then(Option::as_ref).map_or(0, |s| s.len),
+        }
+    }
+
+    /// Bytes held for keys and values.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Paged(cache) => {
+                cache.keys.iter().chain(&cache.values).map(|pool| pool.len() * size_of::<f32>()).sum()
+            }
+            Self::Tensors(sequences) => {
+                let blocks = sequences.iter().flatten().flat_map(|s| s.blocks.iter().flatten());
+                blocks.map(|(k, v)| (k.elem_count() + v.elem_count()) * size_of::<f32>()).sum()
+            }
+        }
+    }
+
+    /// Makes room for so many more tokens of each sequence at once.
+    pub(crate) fn reserve(&mut self, more: impl Iterator<Item = (SequenceId, usize)>) {
+        if let Self::Paged(cache) = self {
+            let pages = more.map(|(id, new)| {
+                let held = cache.sequence(id).map_or((0, 0), |s| (s.len, s.pages.len()));
+                (held.0 + new).div_ceil(PAGE_TOKENS).saturating_sub(held.1)
+            });
+            let pages = pages.sum();
+            cache.reserve(pages);
         }
     }
 

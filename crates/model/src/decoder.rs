@@ -23,6 +23,7 @@ use crate::{
     Error, Result,
     cache::{self, KvCache, PAGE_TOKENS, PagedCache, PagedParts, SequenceId},
     config::ModelConfig,
+    memory,
     mixture::{Mixture, Routing},
     ops::{
         block::{BlockExperts, BlockSpec, BlockWeights, FrozenWeight, Gate, Holding, hold},
@@ -46,9 +47,11 @@ pub enum Precision {
     /// Rounded to bfloat16: the default.
     #[default]
     Bf16,
-    /// 8-bit integers with a scale for 32 weights: for decoding, where reading weights is all the cost.
+    /// 8-bit integers with a scale for 32 weights: for decoding, where reading weights is all the cost. A GGUF file's own
+    /// blocks of 8 and 4 bits (Q8_0, Q4_0, Q4_1, Q4_K) are kept as they are.
     Int8,
-    /// 4-bit integers with a scale and a minimum for 32 weights: a large base in little memory.
+    /// 4-bit integers with a scale and a minimum for 32 weights: a large base in little memory. Of a GGUF file's blocks
+    /// the same ones are kept, all others are held in 8 bits.
     Int4,
 }
 
@@ -117,11 +120,11 @@ impl Decoder {
                 Precision::Int4 => Storage::Q4,
             })
         };
-        let embedding = Arc::new(hold(&checkpoint.tensor("model.embed_tokens.weight")?, &holding)?);
+        let embedding = Arc::new(hold(checkpoint, "model.embed_tokens.weight", &holding)?);
         let head_weight = if config.tied_embeddings {
             embedding.clone()
         } else {
-            Arc::new(hold(&checkpoint.tensor("lm_head.weight")?, &holding)?)
+            Arc::new(hold(checkpoint, "lm_head.weight", &holding)?)
         };
         let head = Head {
             norm: checkpoint.tensor("model.norm.weight")?.flatten_all()?.to_vec1()?,
@@ -142,6 +145,8 @@ impl Decoder {
                 blocks.into_iter().map(|(spec, weights)| Arc::new(FusedBlock { spec, weights })).collect(),
             )
         };
+        // What tensors looked like before they were packed is no longer needed.
+        memory::release();
         Ok(Self { config, device: options.device.clone(), body, embedding, head: Arc::new(head) })
     }
 

@@ -1,6 +1,12 @@
-//! How much a training pass keeps for its backward.
+//! How much a training pass keeps for its backward, and giving memory back.
 
-use crate::config::ModelConfig;
+use crate::{config::ModelConfig, ops::buffer};
+
+/// Gives memory that is only kept for being used again back to the system: between tasks, or after a model was loaded.
+pub fn release() {
+    buffer::release();
+    mixse_kernels::memory::give_back();
+}
 
 /// Bytes that [`crate::decoder::Memory::Keep`] holds from the forward to the backward of a pass of `rows` tokens: the
 /// activations of every block in f32, with `ranks` the ranks of all experts on one module added up.

@@ -8,12 +8,40 @@ mod tiny;
 use std::sync::Arc;
 
 use candle_core::{Device, Var};
+use mixse_kernels::packed::Q4Group;
 use mixse_model::{
-    decoder::{Decoder, DomainTarget, Dropout, Memory, Ragged, Target, TrainingPass, Wanted},
+    decoder::{
+        Decoder, DomainTarget, Dropout, LoadOptions, Memory, Precision, Ragged, Target, TrainingPass, Wanted,
+    },
+    expert::{Expert, LoraConfig},
     expert_set::ExpertSet,
     mixture::{Mixture, Routing},
     router::{GateConfig, GateScale, Granularity, Router, RouterConfig, RouterInput, Score},
+    weights::Checkpoint,
 };
+use mixse_testing::tiny as made;
+
+/// Loss and gradients of all variables over sequences of these lengths, every second token of each a target.
+fn packed_gradients(
+    decoder: &Decoder,
+    ids: &[u32],
+    lengths: &[usize],
+    mixture: &Mixture,
+    vars: &[Var],
+) -> (f64, Vec<Vec<f32>>) {
+    let ragged = Arc::new(Ragged::whole(lengths.iter().copied()));
+    let targets: Vec<Target> = ragged
+        .segments
+        .iter()
+        .flat_map(|s| (s.start..s.start + s.len - 1).step_by(2))
+        .map(|row| Target { row, token: ids[row + 1] })
+        .collect();
+    let hidden = decoder.hidden(ids, &ragged, Some(mixture), Memory::Keep, BOTH).unwrap();
+    let loss = decoder.loss(&hidden, &targets, 0.1).unwrap();
+    let grads = loss.backward().unwrap();
+    let of = |var: &Var| grads.get(var).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+    (f64::from(loss.to_scalar::<f32>().unwrap()), vars.iter().map(of).collect())
+}
 
 const BOTH: Wanted = Wanted { experts: true, gates: true };
 
@@ -269,4 +297,78 @@ fn gradients_of_the_domain_loss_are_its_slopes() {
             );
         }
     });
+}
+
+/// Rows that lie in one pass one after another have the loss and the gradients that they have alone.
+#[test]
+fn rows_packed_into_one_pass_are_rows_alone() {
+    tiny::each_case(|what, _, ids, model, portable| {
+        let decoder = tiny::load(model, portable);
+        let gate = GateConfig { top_k: 2, ..GateConfig::default() };
+        let (mixture, vars) =
+            trainable(&decoder, model, Some(RouterConfig { gate, ..RouterConfig::default() }));
+        let lengths = [2, 9, 5, ids.len() - 16];
+        let packed = packed_gradients(&decoder, ids, &lengths, &mixture, &vars);
+        let mut sums = (0.0, vec![Vec::new(); vars.len()]);
+        let mut start = 0;
+        for len in lengths {
+            let (loss, grads) = packed_gradients(&decoder, &ids[start..start + len], &[len], &mixture, &vars);
+            sums.0 += loss;
+            for (sum, grad) in sums.1.iter_mut().zip(grads) {
+                sum.resize(grad.len(), 0.0);
+                sum.iter_mut().zip(grad).for_each(|(sum, grad)| *sum += grad);
+            }
+            start += len;
+        }
+        assert_same(what, &(packed.0 as f32, packed.1), &(sums.0 as f32, sums.1));
+    });
+}
+
+/// The block of 32 weights as GGUF's Q4_1 (type 3).
+fn q4_1(weights: &[f32]) -> Vec<u8> {
+    let Q4Group { quants, scale, minimum } = Q4Group::quantize(weights);
+    let halves = [scale.to_le_bytes(), minimum.to_le_bytes()].concat();
+    halves.into_iter().chain((0..16).map(|i| quants[i] | quants[16 + i] << 4)).collect()
+}
+
+/// Training experts and a router on a base that is held in a file's own 4-bit blocks: the portable body computes with the
+/// blocks' values as 32-bit floats, and loss and gradients are the same.
+#[test]
+fn training_and_routing_on_a_base_of_four_bits() {
+    let mut file = made::gguf("llama");
+    for tensor in file.tensors.iter_mut().filter(|tensor| tensor.shape.len() == 2) {
+        let weights: Vec<f32> =
+            tensor.bytes.as_chunks::<4>().0.iter().map(|&b| 0.2 * f32::from_le_bytes(b)).collect();
+        (tensor.kind, tensor.bytes) = (3, weights.chunks(32).flat_map(q4_1).collect());
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("model.gguf");
+    std::fs::write(&path, file.bytes()).unwrap();
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    let load = |precision, portable| {
+        let options = LoadOptions { precision, portable, device: Device::Cpu };
+        Decoder::load(&checkpoint, &options).unwrap()
+    };
+    let (held, reference) = (load(Precision::Int4, false), load(Precision::F32, true));
+    assert!(held.weight_bytes() * 6 < reference.weight_bytes(), "the base is held in 4 bits");
+    let experts: Vec<Expert> = (0..3)
+        .map(|seed| {
+            let mut expert =
+                Expert::init(&format!("e{seed}"), &LoraConfig::default(), &held.config, seed).unwrap();
+            for factors in expert.blocks.iter_mut().flatten().flatten() {
+                factors.b = tiny::formula(&format!("{seed}"), factors.b.len(), 0.05);
+            }
+            expert
+        })
+        .collect();
+    let (set, mut vars) = ExpertSet::new(&experts, &held.config, &Device::Cpu).unwrap().trainable().unwrap();
+    let start = Router::init(&RouterConfig::default(), &set.names, &held.config, 3, &Device::Cpu).unwrap();
+    let (router, router_vars) = start.trainable().unwrap();
+    vars.extend(router_vars);
+    let mixture = Mixture { experts: set, routing: Routing::Learned(router) };
+    let ids: Vec<u32> = (0..40).map(|i| i * 7 % made::VOCABULARY as u32).collect();
+    let want = gradients(&reference, &ids, &mixture, &vars, Memory::Keep);
+    for memory in [Memory::Keep, Memory::Recompute] {
+        assert_same(&format!("{memory:?}"), &gradients(&held, &ids, &mixture, &vars, memory), &want);
+    }
 }

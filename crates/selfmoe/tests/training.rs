@@ -233,6 +233,34 @@ fn dropout_changes_the_training_and_not_the_use() {
     });
 }
 
+/// Rows of a batch are sorted by length and packed into passes; the loss and what is learnt are those of rows alone.
+#[test]
+fn packed_rows_train_as_rows_alone() {
+    on_one_model(|case, _, decoder| {
+        let rows = rows(case);
+        let start =
+            Expert::init("e", &LoraConfig { rank: 4, ..LoraConfig::default() }, &decoder.config, 1).unwrap();
+        let train = |pass_tokens| {
+            let config = TrainConfig { pass_tokens, ..reference_config() };
+            done(
+                train_expert(job(decoder, &rows, &config), &start, &mut |_| ControlFlow::Continue(()))
+                    .unwrap(),
+            )
+        };
+        let ((alone, losses), (packed, packed_losses)) = (train(1), train(4096));
+        for (loss, packed) in losses.iter().zip(&packed_losses) {
+            assert!((loss - packed).abs() <= 1e-4 * loss.abs(), "{losses:?} and {packed_losses:?}");
+        }
+        let factors = |expert: &Expert| -> Vec<f32> {
+            let all = expert.blocks.iter().flatten().flatten();
+            all.flat_map(|f| f.a.iter().chain(&f.b).copied()).collect()
+        };
+        for (alone, packed) in factors(&alone).into_iter().zip(factors(&packed)) {
+            assert!((alone - packed).abs() <= 1e-4, "{alone} and {packed}");
+        }
+    });
+}
+
 #[test]
 fn recomputing_activations_changes_nothing() {
     on_one_model(|case, _, decoder| {

@@ -22,6 +22,7 @@ use std::{path::PathBuf, rc::Rc};
 
 use anyhow::Context;
 use mixse_eval::checks::Shard;
+use mixse_model::memory;
 use mixse_selfmoe::{
     domain::Domain,
     plan::{Input, Plan, Task, TaskError, Work},
@@ -30,7 +31,13 @@ use mixse_selfmoe::{
 };
 use serde::Serialize;
 
-use crate::{config::Config, machine::peak_memory, output::usage_error, progress::Progress, pull::Cache};
+use crate::{
+    config::Config,
+    machine::{peak_memory, reset_peak_memory},
+    output::usage_error,
+    progress::Progress,
+    pull::Cache,
+};
 pub(crate) use evaluate::{launcher_main, sandbox_launcher};
 pub(crate) use findings::RunPlace;
 pub(crate) use models::Models;
@@ -187,6 +194,9 @@ struct Watch<'a> {
 
 impl<'a> Watch<'a> {
     fn new(work: &'a Work<'a>, label: &str, unit: &str, total: usize) -> Self {
+        // What the task before kept for itself is not this one's.
+        memory::release();
+        reset_peak_memory();
         Self { work, progress: Progress::new(label, unit, total as u64), tokens: 0, lost: false }
     }
 
@@ -206,7 +216,7 @@ impl<'a> Watch<'a> {
         self.work.record("tokens", self.tokens as f64);
         self.work.record("tokens_per_s", self.progress.tokens_per_second());
         if let Some(peak) = peak_memory() {
-            // Of the process so far, which may have run other tasks before.
+            // Where the system cannot count anew, of the process so far.
             self.work.record(PEAK_MEMORY, peak as f64);
         }
         self.progress.finish();

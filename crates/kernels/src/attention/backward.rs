@@ -1,6 +1,6 @@
 //! Attention backward: the weights are computed again from the queries, keys and the forward pass's `lse`.
 
-use super::{AttentionShape, Block, Segment, TILE, gather, transpose_rows};
+use super::{AttentionShape, Block, Segment, TILE, gather, transpose_tiles};
 use crate::gemm::Matrix;
 use crate::isa::{self, Isa, multiversion};
 use crate::lanes::dot;
@@ -90,9 +90,13 @@ impl Operands<'_> {
             }
         }
         let most = shape.block().min(segment.len) * group;
-        scratch::with(most * (4 * dim + 2 * TILE + 1) + 2 * dim * TILE, |buffer| {
-            let (keys, buffer) = buffer.split_at_mut(dim * TILE);
-            let (values, buffer) = buffer.split_at_mut(dim * TILE);
+        let tiled = segment.len.div_ceil(TILE) * dim * TILE;
+        scratch::with(most * (4 * dim + 2 * TILE + 1) + 2 * tiled, |buffer| {
+            let (keys, buffer) = buffer.split_at_mut(tiled);
+            let (values, buffer) = buffer.split_at_mut(tiled);
+            let rows = segment.start * width..(segment.start + segment.len) * width;
+            transpose_tiles(self.isa, &self.k[rows.clone()], width, kv_head, dim, keys);
+            transpose_tiles(self.isa, &self.v[rows], width, kv_head, dim, values);
             for start in (0..segment.len).step_by(shape.block()) {
                 let end = (start + shape.block()).min(segment.len);
                 let rows = (end - start) * group;
@@ -119,10 +123,9 @@ impl Operands<'_> {
                     // SAFETY: `cols` rows of keys and values of `dim` elements begin at `at`; the blocks have the sizes
                     // that they were cut to; gradients of this segment and head belong to this task.
                     unsafe {
-                        transpose_rows(self.isa, self.k[at..].as_ptr(), width, (cols, dim), keys, 0);
-                        transpose_rows(self.isa, self.v[at..].as_ptr(), width, (cols, dim), values, 0);
-                        block(queries, dim, 1, dim).times(keys.as_ptr(), TILE, square(p), false);
-                        block(douts, dim, 1, dim).times(values.as_ptr(), TILE, square(ds), false);
+                        let from = tile * dim * TILE + range.start % TILE;
+                        block(queries, dim, 1, dim).times(keys[from..].as_ptr(), TILE, square(p), false);
+                        block(douts, dim, 1, dim).times(values[from..].as_ptr(), TILE, square(ds), false);
                     }
                     for row in 0..rows {
                         let visible = shape.visible(start + row / group);

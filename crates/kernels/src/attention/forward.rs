@@ -2,8 +2,10 @@
 
 use std::ops::Range;
 
-use super::{AttentionShape, Block, KvPool, PagedSegment, Run, Segment, TILE, gather, transpose_rows};
-use crate::gemm::Matrix;
+use super::{
+    AttentionShape, Block, KvPool, KvPoolMut, PagedSegment, Run, Segment, TILE, gather, transpose_tiles,
+};
+use crate::gemm::{Matrix, transpose_with};
 use crate::isa::{self, Isa, multiversion};
 use crate::lanes::{map_sum, max};
 use crate::pool::{self, Parts};
@@ -35,10 +37,84 @@ pub fn attention(
         "k and v are [{tokens}, kv_heads * dim]"
     );
     let jobs = blocks(&shape, segments.iter().map(|s| (s.start, s.len, s.len)), tokens);
-    let width = shape.kv_width();
-    run(&shape, q, &jobs, out, Some(lse), |job, keys, kv_head, use_run| {
-        let at = (segments[job].start + keys.start) * width + kv_head * shape.head_dim;
-        use_run(Run { k: k[at..].as_ptr(), v: v[at..].as_ptr(), row: width, len: keys.len() });
+    let (dim, width) = (shape.head_dim, shape.kv_width());
+    // Where each segment's tiles of keys begin.
+    let mut tiles = Vec::with_capacity(segments.len());
+    let mut total = 0;
+    for segment in segments {
+        tiles.push(total);
+        total += segment.len.div_ceil(TILE);
+    }
+    let isa = isa::active();
+    scratch::with(total * width * TILE, |keys| {
+        // A segment's tiles of one head stand together.
+        let parts = Parts::new(keys);
+        let head = |segment: usize, kv_head: usize| {
+            let count = segments[segment].len.div_ceil(TILE);
+            let start = (tiles[segment] * shape.kv_heads + kv_head * count) * dim * TILE;
+            start..start + count * dim * TILE
+        };
+        pool::parallel_for(segments.len() * shape.kv_heads, |task| {
+            let (segment, kv_head) = (task / shape.kv_heads, task % shape.kv_heads);
+            let Segment { start, len } = segments[segment];
+            // SAFETY: each segment and head has its own part.
+            let to = unsafe { parts.get(head(segment, kv_head)) };
+            transpose_tiles(isa, &k[start * width..(start + len) * width], width, kv_head, dim, to);
+        });
+        let keys = &*keys;
+        run(&shape, q, &jobs, out, Some(lse), |job, range, kv_head, use_run| {
+            let at = (segments[job].start + range.start) * width + kv_head * dim;
+            let tile = &keys[head(job, kv_head)][range.start / TILE * dim * TILE..];
+            use_run(Run {
+                k: tile[range.start % TILE..].as_ptr(),
+                k_row: TILE,
+                v: v[at..].as_ptr(),
+                v_row: width,
+                len: range.len(),
+            });
+        });
+    });
+}
+
+/// Copies the new tokens' keys and values (`[T, kv_heads · head_dim]`) into their pages.
+///
+/// # Panics
+/// If a segment is outside of `k` and `v`, or its pages do not hold its tokens.
+pub fn store_paged(
+    (k, v): (&[f32], &[f32]),
+    segments: &[PagedSegment<'_>],
+    pool: &mut KvPoolMut<'_>,
+    shape: AttentionShape,
+) {
+    shape.check();
+    let (isa, dim, width, page) = (isa::active(), shape.head_dim, shape.kv_width(), pool.page_tokens);
+    assert!(page > 0 && pool.k.len() == pool.v.len(), "k and v are pages of {page} tokens");
+    assert!(k.len() == v.len() && k.len().is_multiple_of(width), "k and v are [tokens, kv_heads * dim]");
+    for segment in segments {
+        segment.check(k.len() / width, &shape, page, pool.k.len());
+    }
+    let (keys, values) = (Parts::new(pool.k), Parts::new(pool.v));
+    pool::parallel_for(shape.kv_heads, |head| {
+        for segment in segments {
+            let mut row = segment.q_start;
+            for (index, slot, len) in segment.runs(segment.kv_len - segment.q_len..segment.kv_len, page) {
+                let from = row * width + head * dim;
+                let at = (index * shape.kv_heads + head) * dim * page;
+                // SAFETY: each head has its own part of every page. `len` rows of `dim` elements begin at `from`; `to` is
+                // [dim, page], of which columns `slot .. slot + len` exist.
+                unsafe {
+                    let to = keys.get(at..at + dim * page);
+                    let to = to[slot..].as_mut_ptr();
+                    transpose_with(isa, (len, dim), k[from..].as_ptr(), width, to, page);
+                }
+                for i in 0..len {
+                    let to = (index * page + slot + i) * width + head * dim;
+                    // SAFETY: as above.
+                    unsafe { values.get(to..to + dim) }.copy_from_slice(&v[from + i * width..][..dim]);
+                }
+                row += len;
+            }
+        }
     });
 }
 
@@ -60,24 +136,23 @@ pub fn attention_paged(
         out.len() == q.len() && q.len().is_multiple_of(shape.q_width()),
         "q and out are [tokens, heads * dim]"
     );
-    let (width, page) = (shape.kv_width(), pool.page_tokens);
-    assert!(page > 0 && pool.k.len() == pool.v.len(), "k and v are [page][page_tokens][kv_heads * dim]");
+    let (dim, width, page) = (shape.head_dim, shape.kv_width(), pool.page_tokens);
+    assert!(page > 0 && pool.k.len() == pool.v.len(), "k and v are pages of {page} tokens");
+    let tokens = q.len() / shape.q_width();
     for segment in segments {
-        assert!(segment.q_len <= segment.kv_len, "new tokens are part of the sequence");
-        assert!(segment.pages.len() * page >= segment.kv_len, "the pages hold the sequence");
-        let last = segment.pages.iter().max().map_or(0, |&last| last as usize + 1);
-        assert!(last * page * width <= pool.k.len(), "page {last} is in the pool");
+        segment.check(tokens, &shape, page, pool.k.len());
     }
-    let jobs =
-        blocks(&shape, segments.iter().map(|s| (s.q_start, s.q_len, s.kv_len)), q.len() / shape.q_width());
+    let jobs = blocks(&shape, segments.iter().map(|s| (s.q_start, s.q_len, s.kv_len)), tokens);
     run(&shape, q, &jobs, out, None, |job, keys, kv_head, use_run| {
-        let mut key = keys.start;
-        while key < keys.end {
-            let len = (page - key % page).min(keys.end - key);
-            let at = (segments[job].pages[key / page] as usize * page + key % page) * width
-                + kv_head * shape.head_dim;
-            use_run(Run { k: pool.k[at..].as_ptr(), v: pool.v[at..].as_ptr(), row: width, len });
-            key += len;
+        for (page_index, slot, len) in segments[job].runs(keys, page) {
+            let start = page_index * page * width;
+            use_run(Run {
+                k: pool.k[start + kv_head * dim * page + slot..].as_ptr(),
+                k_row: page,
+                v: pool.v[start + slot * width + kv_head * dim..].as_ptr(),
+                v_row: width,
+                len,
+            });
         }
     });
 }
@@ -130,15 +205,14 @@ fn run(
         let group = shape.group();
         let rows = job.rows.len() * group;
         let dim = shape.head_dim;
-        scratch::with(2 * rows * dim + rows * (TILE + 2) + dim * TILE, |buffer| {
+        scratch::with(2 * rows * dim + rows * (TILE + 2), |buffer| {
             let (queries, buffer) = buffer.split_at_mut(rows * dim);
             let (sums, buffer) = buffer.split_at_mut(rows * dim);
-            let (scores, buffer) = buffer.split_at_mut(rows * TILE);
-            let (state, keys) = buffer.split_at_mut(rows * 2);
+            let (scores, state) = buffer.split_at_mut(rows * TILE);
             gather(q, shape, job.rows.clone(), kv_head, queries);
             sums.fill(0.0);
             let mut block =
-                Rows { isa, shape, positions: job.positions.clone(), queries, sums, scores, state, keys };
+                Rows { isa, shape, positions: job.positions.clone(), queries, sums, scores, state };
             block.reset();
             for tile in shape.tiles(&job.positions) {
                 let keys = shape.tile_keys(&job.positions, tile);
@@ -179,8 +253,6 @@ struct Rows<'a> {
     scores: &'a mut [f32],
     /// (greatest score, Σ p) of each row.
     state: &'a mut [f32],
-    /// A tile of keys, transposed: `[dim, TILE]`.
-    keys: &'a mut [f32],
 }
 
 impl Rows<'_> {
@@ -196,17 +268,16 @@ impl Rows<'_> {
         let (dim, group) = (self.shape.head_dim, self.shape.group());
         let rows = self.positions.len() * group;
         let first = keys.start % TILE;
-        let used = first + keys.len();
+        debug_assert!(first + keys.len() <= TILE);
         let mut col = first;
+        let (isa, queries, scores) = (self.isa, self.queries, &mut *self.scores);
         runs(&mut |run| {
-            // SAFETY: a run holds `len` rows of `dim` elements.
-            unsafe { transpose_rows(self.isa, run.k, run.row, (run.len, dim), self.keys, col) };
+            let queries = Block { isa, a: queries, a_row: dim, a_col: 1, depth: dim };
+            let out = Matrix { start: scores[col..].as_mut_ptr(), row: TILE, rows, cols: run.len };
+            // SAFETY: a run's keys are `dim` rows of `len` columns; `scores` is [rows, TILE].
+            unsafe { queries.times(run.k, run.k_row, out, false) };
             col += run.len;
         });
-        let queries = Block { isa: self.isa, a: self.queries, a_row: dim, a_col: 1, depth: dim };
-        let scores = Matrix { start: self.scores[first..].as_mut_ptr(), row: TILE, rows, cols: keys.len() };
-        // SAFETY: `keys` is [dim, TILE], `scores` [rows, TILE].
-        unsafe { queries.times(self.keys[first..].as_ptr(), TILE, scores, false) };
         for row in 0..rows {
             let visible = self.shape.visible(self.positions.start + row / group);
             let from = visible.start.max(keys.start) - keys.start + first;
@@ -224,13 +295,12 @@ impl Rows<'_> {
             }
         }
         let mut col = first;
-        debug_assert!(used <= TILE);
         let (isa, scores, sums) = (self.isa, &*self.scores, &mut *self.sums);
         runs(&mut |run| {
             let weights = Block { isa, a: &scores[col..], a_row: TILE, a_col: 1, depth: run.len };
             let out = Matrix { start: sums.as_mut_ptr(), row: dim, rows, cols: dim };
             // SAFETY: a run holds `len` rows of `dim` elements; `sums` is [rows, dim].
-            unsafe { weights.times(run.v, run.row, out, true) };
+            unsafe { weights.times(run.v, run.v_row, out, true) };
             col += run.len;
         });
     }

@@ -5,7 +5,9 @@
 //! tile (Milakov and Gimelshein, 2018; FlashAttention). Because the tiles do not depend on which queries are computed
 //! together, a query's result has the same bits in training, in a prefill by chunks and in decoding from pages.
 //!
-//! Heads of queries that share a head of keys stand together in a block, so that keys are loaded once for them.
+//! Heads of queries that share a head of keys stand together in a block, so that keys are loaded once for them. Keys are
+//! kept (in pages) or laid out once (for whole sequences) transposed, `[head_dim][tokens]`, as the product with queries reads
+//! them.
 
 mod backward;
 mod forward;
@@ -13,7 +15,7 @@ mod forward;
 mod tests;
 
 pub use backward::{AttentionGradients, attention_backward};
-pub use forward::{attention, attention_paged};
+pub use forward::{attention, attention_paged, store_paged};
 
 use std::ops::Range;
 
@@ -49,15 +51,60 @@ pub struct PagedSegment<'a> {
     pub pages: &'a [u32],
 }
 
-/// Keys and values of many sequences, `[page][page_tokens][kv_heads · head_dim]` each.
+/// Keys and values of many sequences; [`store_paged`] puts them there.
 #[derive(Clone, Copy, Debug)]
 pub struct KvPool<'a> {
-    /// Keys.
+    /// Keys, `[page][kv_heads][head_dim][page_tokens]`.
     pub k: &'a [f32],
-    /// Values.
+    /// Values, `[page][page_tokens][kv_heads · head_dim]`.
     pub v: &'a [f32],
     /// Tokens of a page.
     pub page_tokens: usize,
+}
+
+/// A [`KvPool`] that is written to.
+#[derive(Debug)]
+pub struct KvPoolMut<'a> {
+    /// As in [`KvPool`].
+    pub k: &'a mut [f32],
+    /// As in [`KvPool`].
+    pub v: &'a mut [f32],
+    /// Tokens of a page.
+    pub page_tokens: usize,
+}
+
+impl KvPoolMut<'_> {
+    /// The same for reading.
+    pub fn shared(&self) -> KvPool<'_> {
+        KvPool { k: self.k, v: self.v, page_tokens: self.page_tokens }
+    }
+}
+
+impl PagedSegment<'_> {
+    /// Fails where the segment is outside of `tokens` rows, or of a pool of `len` elements.
+    fn check(&self, tokens: usize, shape: &AttentionShape, page_tokens: usize, len: usize) {
+        assert!(self.q_len <= self.kv_len, "new tokens are part of the sequence");
+        assert!(self.q_start + self.q_len <= tokens, "the new tokens are inside of {tokens} rows");
+        assert!(self.pages.len() * page_tokens >= self.kv_len, "the pages hold the sequence");
+        let pages = self.pages.iter().max().map_or(0, |&last| last as usize + 1);
+        assert!(pages * page_tokens * shape.kv_width() <= len, "page {pages} is in the pool");
+    }
+
+    /// Cuts positions where pages end: (page, first slot in it, tokens).
+    fn runs(
+        &self,
+        positions: Range<usize>,
+        page_tokens: usize,
+    ) -> impl Iterator<Item = (usize, usize, usize)> {
+        let mut at = positions.start;
+        std::iter::from_fn(move || {
+            let slot = at % page_tokens;
+            let len = (page_tokens - slot).min(positions.end - at);
+            let page = *self.pages.get(at / page_tokens).filter(|_| len > 0)?;
+            at += len;
+            Some((page as usize, slot, len))
+        })
+    }
 }
 
 /// Sizes and switches of an attention.
@@ -125,31 +172,29 @@ impl AttentionShape {
     }
 }
 
-/// Consecutive rows of one head's keys and values.
+/// Consecutive tokens of one head's keys and values.
 #[derive(Clone, Copy)]
 struct Run {
+    /// Keys, transposed.
     k: *const f32,
+    /// Distance of two rows of `k`.
+    k_row: usize,
     v: *const f32,
-    /// Distance of two rows.
-    row: usize,
+    /// Distance of two rows of `v`.
+    v_row: usize,
     len: usize,
 }
 
-/// `to = [dim][TILE]` from column `col` on: the transpose of a run's keys or values.
-///
-/// # Safety
-/// `from` has `rows` rows of `dim` elements, `row` apart; `col + rows <= TILE`; `isa` is available.
-unsafe fn transpose_rows(
-    isa: Isa,
-    from: *const f32,
-    row: usize,
-    (rows, dim): (usize, usize),
-    to: &mut [f32],
-    col: usize,
-) {
-    assert!(col + rows <= TILE && to.len() == dim * TILE, "a tile of {dim} x {TILE}");
-    // SAFETY: the caller's promise, and the assertion.
-    unsafe { transpose_with(isa, (rows, dim), from, row, to.as_mut_ptr().add(col), TILE) }
+/// `[tiles][dim][TILE]`: one head of consecutive rows of keys or values, transposed tile by tile.
+fn transpose_tiles(isa: Isa, rows: &[f32], width: usize, head: usize, dim: usize, to: &mut [f32]) {
+    for (rows, to) in rows.chunks(TILE * width).zip(to.chunks_exact_mut(dim * TILE)) {
+        let count = rows.len() / width;
+        assert!((head + 1) * dim <= width, "head {head} of {dim} in rows of {width}");
+        // SAFETY: `rows` has `count` rows of the head's `dim` elements, `width` apart; `to` has `dim` rows of TILE.
+        unsafe {
+            transpose_with(isa, (count, dim), rows[head * dim..].as_ptr(), width, to.as_mut_ptr(), TILE)
+        }
+    }
 }
 
 /// `out (+)= a · b` for row-major blocks inside slices: `a` `[rows, depth]` or, transposed, `[depth, rows]`.

@@ -129,13 +129,14 @@ fn pages_chunks_and_threads_give_the_same_bits() {
                     .iter()
                     .map(|segment| {
                         let pages: Vec<u32> = free.by_ref().take(segment.len.div_ceil(page_tokens)).collect();
-                        for i in 0..segment.len {
-                            let from = (segment.start + i) * width;
-                            let to =
-                                (pages[i / page_tokens] as usize * page_tokens + i % page_tokens) * width;
-                            pool_k[to..to + width].copy_from_slice(&k[from..from + width]);
-                            pool_v[to..to + width].copy_from_slice(&v[from..from + width]);
-                        }
+                        let new = PagedSegment {
+                            q_start: segment.start,
+                            q_len: segment.len,
+                            kv_len: segment.len,
+                            pages: &pages,
+                        };
+                        let mut pool = KvPoolMut { k: &mut pool_k, v: &mut pool_v, page_tokens };
+                        store_paged((&k, &v), &[new], &mut pool, shape);
                         pages
                     })
                     .collect();

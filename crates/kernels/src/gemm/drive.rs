@@ -10,8 +10,8 @@ use super::avx512::Avx512;
 use super::neon::Neon;
 use super::portable::Portable;
 use super::tile::{
-    CHAIN, ColMajor, Ends, FewFloats, Floats, Interleaved, PANEL, RowMajor, Rows, Source, Strided, Sums,
-    most_rows,
+    Ahead, CHAIN, ColMajor, Ends, FewFloats, Floats, Interleaved, PANEL, Packing, RowMajor, Rows, Source,
+    Strided, Sums, most_rows,
 };
 use super::vector::Vector;
 use crate::isa::Isa;
@@ -260,7 +260,7 @@ unsafe fn wide<V: Vector>(a: Interleave, first: usize, chain: usize, b: *const f
 ///
 /// # Safety
 /// V is available; `left`, the sources and `ends` cover the product.
-pub(crate) unsafe fn direct<V: Vector, S: Source<V>>(
+pub(crate) unsafe fn direct<V: Vector, S: Source<V> + Packing>(
     rows: usize,
     subs: Range<usize>,
     left: Strided,
@@ -269,12 +269,22 @@ pub(crate) unsafe fn direct<V: Vector, S: Source<V>>(
     ends: Ends,
 ) {
     // A packed word and its widened values need registers beside the sums.
-    let most = tile_rows(rows, V::ROWS - 2);
+    let most = tile_rows(rows, most_rows::<V, S>(1).min(V::ROWS - 2));
     scratch::with(rows * depth, |a| {
         // SAFETY: the caller's promise.
         unsafe { interleave::<V>(left, rows, most, 0..depth, a) };
         for sub in subs.clone() {
-            for row in (0..rows).step_by(most.max(1)) {
+            let next = (sub + 1 < subs.end).then(|| source(sub + 1).start());
+            let (source, parts) = (source(sub), rows.div_ceil(most));
+            for (part, row) in (0..rows).step_by(most.max(1)).enumerate() {
+                // Several tiles over one sub-panel: without this the first would wait for memory, and memory for the others.
+                let source = match next {
+                    Some(next) if parts > 1 => {
+                        let bytes = (next as usize).wrapping_sub(source.start() as usize);
+                        source.asking(Ahead::part(next, bytes, part, parts))
+                    }
+                    _ => source,
+                };
                 let count = (rows - row).min(most);
                 let a = a[row * depth..].as_ptr();
                 let mut ends = ends.shifted(row, (sub - subs.start) * 2 * V::LANES);
@@ -284,7 +294,7 @@ pub(crate) unsafe fn direct<V: Vector, S: Source<V>>(
                             match count {
                                 // SAFETY: the caller's promise.
                                 $($m => unsafe {
-                                    V::tile::<_, _, $m, 1>(range, Interleaved::<$m>(a), [source(sub)], ends)
+                                    V::tile::<_, _, $m, 1>(range, Interleaved::<$m>(a), [source], ends)
                                 },)*
                                 _ => unreachable!("no more than 12 rows in a tile"),
                             }
@@ -298,10 +308,10 @@ pub(crate) unsafe fn direct<V: Vector, S: Source<V>>(
     });
 }
 
-/// The most rows that [`narrow`] takes at once.
-pub(crate) const fn few<V: Vector>() -> usize {
-    let wide = most_rows::<V>(2);
-    if wide < V::ROWS && wide < 4 { V::ROWS } else { wide }
+/// The most rows that [`narrow`] takes at once: of tiles two sub-panels wide, unless those are very low.
+pub(crate) const fn few<V: Vector, S: Source<V>>() -> usize {
+    let wide = most_rows::<V, S>(2);
+    if wide < 4 { most_rows::<V, S>(1) } else { wide }
 }
 
 /// A few rows times many sub-panels, several at once so that there are enough independent chains of additions.
@@ -319,8 +329,8 @@ pub(crate) unsafe fn narrow<V: Vector, A: Rows, S: Source<V>>(
     if rows == 0 || subs.is_empty() {
         return;
     }
-    let rows_each = rows.div_ceil(rows.div_ceil(few::<V>()));
-    let most = (1..=4).rev().find(|&subs| most_rows::<V>(subs) >= rows_each).unwrap_or(1);
+    let rows_each = rows.div_ceil(rows.div_ceil(few::<V, S>()));
+    let most = (1..=4).rev().find(|&subs| most_rows::<V, S>(subs) >= rows_each).unwrap_or(1);
     let subs_each = subs.len().div_ceil(subs.len().div_ceil(most));
     let chain = if ends.sums == Sums::Continue { depth.max(1) } else { CHAIN };
     // All rows of a group of sub-panels before the next group, so that weights are read from memory once.

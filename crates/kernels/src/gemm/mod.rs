@@ -22,7 +22,7 @@ use std::ops::Range;
 
 pub(crate) use drive::{Matrix, chains, dots, strided, transpose_with};
 use drive::{Product, Right};
-use tile::{Ends, GROUP, PANEL, RowMajor, Source, Strided};
+use tile::{Ends, GROUP, PANEL, Packing, RowMajor, Source, Strided};
 use vector::Vector;
 
 use crate::isa;
@@ -175,14 +175,14 @@ unsafe impl Right for Forward<'_> {
         }
         impl<V: Vector> WithSources<V> for Direct {
             type Output = bool;
-            fn call<S: Source<V>>(self, most_rows: usize, source: impl Fn(usize) -> S) -> bool {
+            fn call<S: Source<V> + Packing>(self, most_rows: usize, source: impl Fn(usize) -> S) -> bool {
                 let Self { rows, subs, left, depth, ends } = self;
                 if rows > most_rows || left.col != 1 {
                     return false;
                 }
                 // SAFETY: the promise of `packed`'s caller.
                 unsafe {
-                    if rows <= 2 * drive::few::<V>() {
+                    if rows <= drive::few::<V, S>() {
                         let a = RowMajor { start: left.start, row: left.row };
                         drive::narrow::<V, _, _>(rows, subs, a, depth, source, ends);
                     } else {
@@ -208,7 +208,7 @@ unsafe fn unpack_panel<V: Vector>(w: &Packed, panel: usize, depth: Range<usize>,
     }
     impl<V: Vector> WithSources<V> for Unpack {
         type Output = ();
-        fn call<S: Source<V>>(self, _most_rows: usize, source: impl Fn(usize) -> S) {
+        fn call<S: Source<V> + Packing>(self, _most_rows: usize, source: impl Fn(usize) -> S) {
             let width = 2 * V::LANES;
             for sub in 0..PANEL / width {
                 let source = source(self.panel * (PANEL / width) + sub);

@@ -119,6 +119,10 @@ pub(crate) unsafe trait Source<V: Vector>: Copy {
     type Raw: Copy;
     /// Scales of `GROUP` values of k.
     type Constants: Copy;
+    /// Registers that every sub-panel of a tile holds beside its sums and the two that become its weights.
+    const HELD: usize = 0;
+    /// Registers that a tile holds whatever its size.
+    const SHARED: usize = 0;
 
     /// `k` is a multiple of `GROUP`.
     unsafe fn constants(self, k: usize) -> Self::Constants;
@@ -128,6 +132,49 @@ pub(crate) unsafe trait Source<V: Vector>: Copy {
     unsafe fn value(raw: Self::Raw, constants: Self::Constants, index: usize) -> [V; 2];
     /// Asks for what will be needed soon after `k`.
     unsafe fn prefetch(self, k: usize);
+}
+
+/// A source in packed form, which comes from memory.
+pub(crate) trait Packing: Copy {
+    /// Its first byte.
+    fn start(self) -> *const u8;
+    /// The same, asking for other bytes ahead.
+    fn asking(self, ahead: Ahead) -> Self;
+}
+
+/// What a tile asks for while it reads a packed sub-panel.
+#[derive(Clone, Copy)]
+pub(crate) struct Ahead {
+    /// What is asked for at the sub-panel's beginning.
+    start: *const u8,
+    /// One byte more for 2^shift bytes that were read.
+    shift: u32,
+}
+
+impl Ahead {
+    /// The bytes that follow soon.
+    fn own(start: *const u8) -> Self {
+        const BYTES: usize = 2048;
+        Self { start: start.wrapping_add(BYTES), shift: 0 }
+    }
+
+    /// Part `part` of `parts` of the `bytes` that follow `start`, while as many bytes are read: several tiles over one
+    /// sub-panel bring the next one from memory together.
+    pub(crate) fn part(start: *const u8, bytes: usize, part: usize, parts: usize) -> Self {
+        Self { start: start.wrapping_add(bytes * part / parts), shift: parts.ilog2() }
+    }
+
+    /// # Safety
+    /// As for [`Vector`].
+    #[inline(always)]
+    unsafe fn prefetch<V: Vector>(self, read: usize) {
+        let address = self.start.wrapping_add(read >> self.shift);
+        // SAFETY: a prefetch may name any address.
+        unsafe {
+            V::prefetch(address);
+            V::prefetch(address.wrapping_add(64));
+        }
+    }
 }
 
 /// Where a tile goes.
@@ -163,11 +210,13 @@ impl Ends {
     }
 }
 
-/// The most rows of a tile that is `subs` sub-panels wide: its sums, a step's weights and one value of the left matrix
-/// fit in registers.
-pub(crate) const fn most_rows<V: Vector>(subs: usize) -> usize {
+/// The most rows of a tile that is `subs` sub-panels wide: its sums, a step's weights with what they are made of, and one
+/// value of the left matrix fit in registers.
+pub(crate) const fn most_rows<V: Vector, S: Source<V>>(subs: usize) -> usize {
     let registers = 2 * V::ROWS + 3;
-    registers.saturating_sub(2 * subs + 1) / (2 * subs)
+    let rows = registers.saturating_sub((2 + S::HELD) * subs + S::SHARED + 1) / (2 * subs);
+    // One row must go through, if not all in registers.
+    if rows == 0 && subs == 1 { 1 } else { rows }
 }
 
 /// One value for each source, without a closure (it would not inherit the caller's instruction set) and without moving
@@ -196,7 +245,7 @@ pub(crate) unsafe fn tile<V: Vector, A: Left, S: Source<V>, const M: usize, cons
     ends: Ends,
 ) {
     // Larger tiles would not fit in registers; the drivers do not ask for them, and no code is made for them.
-    if const { M > most_rows::<V>(P) } {
+    if const { M > most_rows::<V, S>(P) } {
         unreachable!("a tile of {M} x {P} is too large");
     }
     // SAFETY: the caller's promise.
@@ -449,7 +498,25 @@ unsafe impl<V: Vector> Source<V> for FewFloats {
 
 /// Packed f32 weights: `[k][32]`.
 #[derive(Clone, Copy)]
-pub(crate) struct PackedF32(pub(crate) *const f32);
+pub(crate) struct PackedF32 {
+    from: *const f32,
+    ahead: Ahead,
+}
+
+impl PackedF32 {
+    pub(crate) fn new(from: *const f32) -> Self {
+        Self { from, ahead: Ahead::own(from.cast()) }
+    }
+}
+
+impl Packing for PackedF32 {
+    fn start(self) -> *const u8 {
+        self.from.cast()
+    }
+    fn asking(self, ahead: Ahead) -> Self {
+        Self { ahead, ..self }
+    }
+}
 
 // SAFETY: a panel holds 32 columns for every k.
 unsafe impl<V: Vector> Source<V> for PackedF32 {
@@ -464,7 +531,7 @@ unsafe impl<V: Vector> Source<V> for PackedF32 {
     unsafe fn raw(self, k: usize) -> [V; 2] {
         // SAFETY: the trait's contract.
         unsafe {
-            let from = self.0.add(k * PANEL);
+            let from = self.from.add(k * PANEL);
             [V::load(from), V::load(from.add(V::LANES))]
         }
     }
@@ -474,17 +541,32 @@ unsafe impl<V: Vector> Source<V> for PackedF32 {
     }
     #[inline(always)]
     unsafe fn prefetch(self, k: usize) {
-        // SAFETY: a prefetch may name any address.
-        unsafe { V::prefetch(self.0.wrapping_add(k * PANEL).cast::<u8>().wrapping_add(AHEAD)) }
+        // SAFETY: the trait's contract.
+        unsafe { self.ahead.prefetch::<V>(k * PANEL * size_of::<f32>()) }
     }
 }
 
-/// Bytes between what is read and what is asked for ahead.
-const AHEAD: usize = 2048;
-
 /// Packed bf16 weights: `[k / 2][32]` words, the even k in the lower half. (Also the layout of AMX's right tiles.)
 #[derive(Clone, Copy)]
-pub(crate) struct PackedBf16(pub(crate) *const u32);
+pub(crate) struct PackedBf16 {
+    from: *const u32,
+    ahead: Ahead,
+}
+
+impl PackedBf16 {
+    pub(crate) fn new(from: *const u32) -> Self {
+        Self { from, ahead: Ahead::own(from.cast()) }
+    }
+}
+
+impl Packing for PackedBf16 {
+    fn start(self) -> *const u8 {
+        self.from.cast()
+    }
+    fn asking(self, ahead: Ahead) -> Self {
+        Self { ahead, ..self }
+    }
+}
 
 // SAFETY: a panel holds 32 columns for every pair of k.
 unsafe impl<V: Vector> Source<V> for PackedBf16 {
@@ -499,7 +581,7 @@ unsafe impl<V: Vector> Source<V> for PackedBf16 {
     unsafe fn raw(self, k: usize) -> Self::Raw {
         // SAFETY: the trait's contract.
         unsafe {
-            let from = self.0.add(k / 2 * PANEL);
+            let from = self.from.add(k / 2 * PANEL);
             [V::load_words(from), V::load_words(from.add(V::LANES))]
         }
     }
@@ -517,12 +599,8 @@ unsafe impl<V: Vector> Source<V> for PackedBf16 {
     }
     #[inline(always)]
     unsafe fn prefetch(self, k: usize) {
-        let address = self.0.wrapping_add(k / 2 * PANEL).cast::<u8>().wrapping_add(AHEAD);
-        // SAFETY: a prefetch may name any address.
-        unsafe {
-            V::prefetch(address);
-            V::prefetch(address.wrapping_add(64));
-        }
+        // SAFETY: the trait's contract.
+        unsafe { self.ahead.prefetch::<V>(k / 2 * PANEL * size_of::<u32>()) }
     }
 }
 
@@ -535,14 +613,33 @@ pub(crate) const INT8_GROUP: usize = 2 * PANEL + GROUP * PANEL;
 /// Packed int8 weights; the bytes are stored with 128 added. `cols` is the sub-panel's first column in its panel.
 #[derive(Clone, Copy)]
 pub(crate) struct PackedInt8 {
-    pub(crate) panel: *const u8,
-    pub(crate) col: usize,
+    panel: *const u8,
+    col: usize,
+    ahead: Ahead,
+}
+
+impl PackedInt8 {
+    pub(crate) fn new(panel: *const u8, col: usize) -> Self {
+        Self { panel, col, ahead: Ahead::own(panel) }
+    }
+}
+
+impl Packing for PackedInt8 {
+    fn start(self) -> *const u8 {
+        self.panel
+    }
+    fn asking(self, ahead: Ahead) -> Self {
+        Self { ahead, ..self }
+    }
 }
 
 // SAFETY: a panel holds 32 columns for every group of k.
 unsafe impl<V: Vector> Source<V> for PackedInt8 {
     const STEP: usize = 4;
     const GROUP: usize = GROUP;
+    // The scales; and the masks that make a float of a byte.
+    const HELD: usize = 4;
+    const SHARED: usize = 2;
     type Raw = [V::Words; 2];
     /// 256 s and -384 s: `(1 + (q + 128) / 256) · 256 s - 384 s = q s`, exactly, because s has 11 bits.
     type Constants = [[V; 2]; 2];
@@ -581,12 +678,8 @@ unsafe impl<V: Vector> Source<V> for PackedInt8 {
     }
     #[inline(always)]
     unsafe fn prefetch(self, k: usize) {
-        let address = self.panel.wrapping_add(k / GROUP * INT8_GROUP + k % GROUP / 4 * 4 * PANEL + AHEAD);
-        // SAFETY: a prefetch may name any address.
-        unsafe {
-            V::prefetch(address);
-            V::prefetch(address.wrapping_add(64));
-        }
+        // SAFETY: the trait's contract.
+        unsafe { self.ahead.prefetch::<V>(k / GROUP * INT8_GROUP + k % GROUP / 4 * 4 * PANEL) }
     }
 }
 
@@ -596,14 +689,33 @@ pub(crate) const Q4_GROUP: usize = 4 * PANEL + GROUP * PANEL / 2;
 /// Packed 4-bit weights, `w = scale · q + minimum`.
 #[derive(Clone, Copy)]
 pub(crate) struct PackedQ4 {
-    pub(crate) panel: *const u8,
-    pub(crate) col: usize,
+    panel: *const u8,
+    col: usize,
+    ahead: Ahead,
+}
+
+impl PackedQ4 {
+    pub(crate) fn new(panel: *const u8, col: usize) -> Self {
+        Self { panel, col, ahead: Ahead::own(panel) }
+    }
+}
+
+impl Packing for PackedQ4 {
+    fn start(self) -> *const u8 {
+        self.panel
+    }
+    fn asking(self, ahead: Ahead) -> Self {
+        Self { ahead, ..self }
+    }
 }
 
 // SAFETY: a panel holds 32 columns for every group of k.
 unsafe impl<V: Vector> Source<V> for PackedQ4 {
     const STEP: usize = 8;
     const GROUP: usize = GROUP;
+    // Scales and minima; and the masks that make a float of four bits.
+    const HELD: usize = 4;
+    const SHARED: usize = 2;
     type Raw = [V::Words; 2];
     /// 16 s and m - 16 s: `(1 + q / 16) · 16 s + (m - 16 s) = q s + m`.
     type Constants = [[V; 2]; 2];
@@ -645,11 +757,7 @@ unsafe impl<V: Vector> Source<V> for PackedQ4 {
     }
     #[inline(always)]
     unsafe fn prefetch(self, k: usize) {
-        let address = self.panel.wrapping_add(k / GROUP * Q4_GROUP + k % GROUP / 8 * 4 * PANEL + AHEAD);
-        // SAFETY: a prefetch may name any address.
-        unsafe {
-            V::prefetch(address);
-            V::prefetch(address.wrapping_add(64));
-        }
+        // SAFETY: the trait's contract.
+        unsafe { self.ahead.prefetch::<V>(k / GROUP * Q4_GROUP + k % GROUP / 8 * 4 * PANEL) }
     }
 }

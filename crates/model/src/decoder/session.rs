@@ -74,6 +74,11 @@ impl<'a> Session<'a> {
         self.cache.len(id)
     }
 
+    /// Bytes held for keys and values.
+    pub fn cache_bytes(&self) -> usize {
+        self.cache.bytes() + self.base.as_ref().map_or(0, KvCache::bytes)
+    }
+
     /// Forgets a sequence.
     pub fn release(&mut self, id: SequenceId) {
         if let Some(base) = &mut self.base {
@@ -113,6 +118,9 @@ impl<'a> Session<'a> {
         };
         for &(id, new) in work {
             ragged.prompts.push(self.prompt_rows(id, new.len())?);
+        }
+        for cache in self.base.iter_mut().chain([&mut self.cache]) {
+            cache.reserve(work.iter().map(|&(id, new)| (id, new.len())));
         }
         let mut sequences = Vec::with_capacity(work.len());
         for &(id, new) in work {

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use mixse_kernels::{AttentionShape, Packed, RmsNorm, Segment, Storage};
 
-use super::{dropout::BlockDropout, gates::Sequences};
+use super::{dropout::BlockDropout, gates::Sequences, own_blocks};
 use crate::{
     Result,
     config::{Activation, ModelConfig},
@@ -164,8 +164,7 @@ impl BlockWeights {
         let mut projections = Vec::with_capacity(7);
         let mut biases = [const { None }; 7];
         for module in Module::ALL {
-            let weight = checkpoint.tensor(&name(&format!("{}.weight", module.path())))?;
-            projections.push(hold(&weight, holding)?);
+            projections.push(hold(checkpoint, &name(&format!("{}.weight", module.path())), holding)?);
             let biased = match module {
                 Module::Q | Module::K | Module::V => config.qkv_bias,
                 Module::O => config.output_bias,
@@ -192,15 +191,26 @@ impl BlockWeights {
     }
 }
 
-/// Holds one frozen matrix as `holding` says.
-pub(crate) fn hold(weight: &Tensor, holding: &Holding) -> Result<FrozenWeight> {
-    let (n, k) = weight.dims2()?;
-    Ok(match holding {
-        Holding::Fused(storage) => {
-            FrozenWeight::Packed(Packed::pack(&super::values(weight)?, n, k, *storage))
+/// Reads one frozen matrix and holds it as `holding` says. For 8 and for 4 bits the file's own blocks are kept as they
+/// are where there are kernels for them; other blocks of a file are held in 8 bits, so that nothing is cut twice.
+pub(crate) fn hold(checkpoint: &Checkpoint, name: &str, holding: &Holding) -> Result<FrozenWeight> {
+    let mut storage = match holding {
+        Holding::Fused(storage) => *storage,
+        Holding::Portable(device) => {
+            return Ok(FrozenWeight::Tensor(checkpoint.tensor(name)?.to_device(device)?));
         }
-        Holding::Portable(device) => FrozenWeight::Tensor(weight.to_device(device)?),
-    })
+    };
+    if matches!(storage, Storage::Int8 | Storage::Q4)
+        && let Some(blocks) = checkpoint.quantized(name)?
+    {
+        if let Some(packed) = own_blocks::pack(&blocks)? {
+            return Ok(FrozenWeight::Packed(packed));
+        }
+        storage = Storage::Int8;
+    }
+    let weight = checkpoint.tensor(name)?;
+    let (n, k) = weight.dims2()?;
+    Ok(FrozenWeight::Packed(Packed::pack(&super::values(&weight)?, n, k, storage)))
 }
 
 /// The experts of one block, as a pass uses them.

@@ -5,10 +5,10 @@
 
 use mixse_kernels::{
     Accumulate::{Add, Overwrite},
-    Activation as KernelActivation, Angles, AttentionGradients, Coverage, Direction, KvPool,
+    Activation as KernelActivation, Angles, AttentionGradients, Coverage, Direction, KvPoolMut,
     Lora as KernelLora, LoraGradients, Packed, PagedSegment, Ranks, Segment, add_into, attention,
     attention_backward, attention_paged, gated, gated_backward, lora_backward, lora_forward, matmul,
-    matmul_transposed, rms_norm, rms_norm_backward, rope, sum,
+    matmul_transposed, rms_norm, rms_norm_backward, rope, store_paged, sum,
 };
 
 use super::{
@@ -48,8 +48,7 @@ pub(crate) struct ExpertValues<'a> {
 pub(crate) enum Attend<'a> {
     /// The rows are whole sequences.
     Whole(&'a [Segment]),
-    /// The rows continue sequences whose keys and values are in pages. `store` copies the rows' own keys and values there
-    /// and hands out the pages.
+    /// The rows continue sequences whose keys and values are in pages; their own are stored there first.
     Paged { segments: &'a [PagedSegment<'a>], page_tokens: usize, keys: &'a mut [f32], values: &'a mut [f32] },
 }
 
@@ -198,12 +197,9 @@ impl FusedBlock {
                 attention((&act.q, &act.k, &act.v), segments, *shape, attended, lse);
             }
             Attend::Paged { segments, page_tokens, keys, values } => {
-                for segment in segments {
-                    store(segment, page_tokens, kv_width, &act.k, keys);
-                    store(segment, page_tokens, kv_width, &act.v, values);
-                }
-                let pool = KvPool { k: keys, v: values, page_tokens };
-                attention_paged(&act.q, segments, pool, *shape, attended);
+                let mut pool = KvPoolMut { k: keys, v: values, page_tokens };
+                store_paged((&act.k, &act.v), segments, &mut pool, *shape);
+                attention_paged(&act.q, segments, pool.shared(), *shape, attended);
             }
         }
 
@@ -352,17 +348,6 @@ impl FusedBlock {
         let rows = x.len() / weight.k();
         matmul_transposed(dy, rows, weight, dx, if add { Add } else { Overwrite });
         back.backward(module, dy, x, rows, dx, grads);
-    }
-}
-
-/// Copies a segment's new rows into its pages.
-fn store(segment: &PagedSegment<'_>, page_tokens: usize, width: usize, rows: &[f32], pool: &mut [f32]) {
-    let first = segment.kv_len - segment.q_len;
-    for i in 0..segment.q_len {
-        let at = first + i;
-        let slot = segment.pages[at / page_tokens] as usize * page_tokens + at % page_tokens;
-        let row = segment.q_start + i;
-        pool[slot * width..(slot + 1) * width].copy_from_slice(&rows[row * width..(row + 1) * width]);
     }
 }
 

@@ -19,6 +19,7 @@ use mixse_model::{
     decoder::{Decoder, DomainTarget, Memory, TrainingPass, Wanted},
     expert::Expert,
     expert_set::ExpertSet,
+    memory,
     mixture::{Mixture, Routing},
     router::Router,
 };
@@ -369,6 +370,7 @@ fn optimise(
     }
     let (values, kept_step) = state.kept();
     set_all(vars, values)?;
+    memory::release();
     Ok(Outcome::Done((), History { losses: state.losses, validation: state.looks, kept_step }))
 }
 
