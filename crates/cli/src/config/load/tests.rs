@@ -41,10 +41,6 @@ fn faults_name_line_and_key() {
     check("[nope]\na = 1", &["nope"]);
     check("router = 3", &["line 1, router"]);
     check("threads = 0", &["line 1, threads", "`all`"]);
-    check(
-        "[router]\ngranularity = \"sequence\"",
-        &["router.granularity = \"sequence\" cannot be trained or run yet"],
-    );
     check("[router]\ntop_k = 9", &["line 1, router: router.top_k = 9 must lie between 1 and 4"]);
     check("domains = [\"math\", \"math\"]", &["line 1, domains", "twice"]);
     check("[expert]\ndropout = 1.0", &["line 1, expert: dropout"]);
