@@ -95,6 +95,8 @@ pub(crate) struct Generation {
     pub(crate) iterations: usize,
     /// Accepted rows that are trained on per domain, at most: the first ones.
     pub(crate) rows: usize,
+    /// Each domain's seeds are trained on beside its accepted rows (the paper's experts see the accepted rows alone).
+    pub(crate) with_seeds: bool,
     /// Parts that can be made by different processes.
     pub(crate) shards: usize,
 }

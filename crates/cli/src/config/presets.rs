@@ -80,6 +80,7 @@ fn paper() -> Config {
             balance: false,
             iterations: 1,
             rows: 5000,
+            with_seeds: false,
             shards: 50,
         },
         expert: ExpertSection {

@@ -6,7 +6,7 @@ use mixse_eval::{
     report::RoutingRow,
     study::{Answers, DomainAnswers},
 };
-use mixse_selfmoe::{jsonl, record::SyntheticRow};
+use mixse_selfmoe::{domain::Domain, jsonl, record::SyntheticRow};
 
 use super::{Pipeline, files, routing::read_routing, shards};
 
@@ -52,11 +52,14 @@ impl Pipeline {
 
     /// Rows that each domain's expert was trained on.
     pub(crate) fn trained_rows(&self, run: &Path) -> anyhow::Result<Vec<(String, usize)>> {
-        let count = |name: String| {
+        let config = &self.config.generation;
+        let count = |domain: &Domain| {
+            let name = domain.name().to_owned();
             let rows: Vec<SyntheticRow> = jsonl::read(&run.join(files::rows(&name)))?;
-            Ok((name, rows.len().min(self.config.generation.rows)))
+            let seeds = if config.with_seeds { domain.seeds.len() } else { 0 };
+            Ok((name, rows.len().min(config.rows) + seeds))
         };
-        self.names().into_iter().map(count).collect()
+        self.own_domains().iter().map(count).collect()
     }
 
     /// The domains that are evaluated, in the order of the columns.

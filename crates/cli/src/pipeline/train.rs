@@ -41,7 +41,7 @@ use crate::{
 /// What is trained on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Corpus {
-    /// The accepted rows that the base has written.
+    /// The accepted rows that the base has written, and the seeds where `generation.with_seeds` asks for them.
     Synthetic,
     /// The domains' seeds.
     Seeds,
@@ -116,6 +116,7 @@ impl Pipeline {
             value_input("expert", &self.config.expert.of(name)),
             Input::Task(assemble),
         ]);
+        inputs.extend(self.own_seeds(&[domain]));
         Task::new(id, inputs, vec![adapter.clone(), losses.clone()], move |work| {
             let (adapter, losses, data) = (adapter.clone(), losses.clone(), root.clone());
             let domains = [domain];
@@ -152,13 +153,16 @@ impl Pipeline {
             Corpus::Synthetic => {
                 inputs.push(value_input("rows", &self.config.generation.rows));
                 inputs.extend(domains.iter().map(|d| Input::Task(format!("assemble/{}", d.name()))));
+                inputs.extend(self.own_seeds(domains));
             }
-            Corpus::Seeds => {
-                let seeds: Vec<_> = domains.iter().map(|d| &d.seeds).collect();
-                inputs.push(value_input("seeds", &seeds));
-            }
+            Corpus::Seeds => inputs.push(seeds_input(domains)),
         }
         inputs
+    }
+
+    /// The seeds as an input where they are trained on beside the accepted rows.
+    fn own_seeds(&self, domains: &[&Domain]) -> Option<Input> {
+        self.config.generation.with_seeds.then(|| seeds_input(domains))
     }
 
     /// What every training depends on.
@@ -300,19 +304,16 @@ impl Pipeline {
         run: &Path,
     ) -> anyhow::Result<Vec<TrainRow>> {
         let mut rows = Vec::new();
+        let config = &self.config.generation;
         for (index, domain) in (0..).zip(domains) {
-            match corpus {
-                Corpus::Seeds => {
-                    for seed in &domain.seeds {
-                        rows.push(self.training_row(index, &seed.instruction, &seed.input, &seed.output)?);
-                    }
+            if corpus == Corpus::Synthetic {
+                for row in self.accepted_rows(domain.name(), run)?.iter().take(config.rows) {
+                    rows.push(self.training_row(index, &row.instruction, &row.input, &row.output)?);
                 }
-                Corpus::Synthetic => {
-                    for row in
-                        self.accepted_rows(domain.name(), run)?.iter().take(self.config.generation.rows)
-                    {
-                        rows.push(self.training_row(index, &row.instruction, &row.input, &row.output)?);
-                    }
+            }
+            if corpus == Corpus::Seeds || config.with_seeds {
+                for seed in &domain.seeds {
+                    rows.push(self.training_row(index, &seed.instruction, &seed.input, &seed.output)?);
                 }
             }
         }
@@ -379,6 +380,11 @@ impl Pipeline {
         let router = router_files::read(router, &self.names(), &decoder.config, hash, decoder.device())?;
         Ok(Mixture { experts: self.expert_set(experts)?, routing: Routing::Learned(router) })
     }
+}
+
+fn seeds_input(domains: &[&Domain]) -> Input {
+    let seeds: Vec<_> = domains.iter().map(|domain| &domain.seeds).collect();
+    value_input("seeds", &seeds)
 }
 
 /// Paths in a configuration start where the program does, those of inputs at the run directory.

@@ -180,6 +180,11 @@ name = "token by token"
 name = "one map a block"
 [settings.config.router]
 shared = false
+
+[[settings]]
+name = "seeds too"
+[settings.config.generation]
+with_seeds = true
 "#;
 
 fn study(sandbox: &Sandbox, arguments: &[&str]) -> crate::common::Output {
@@ -194,20 +199,27 @@ fn a_study_shares_results_continues_and_grows() {
     assert_eq!(output.code, 0, "{}", output.stderr);
     let tasks = started(&output.stderr);
     let count = |id: &str| tasks.iter().filter(|task| **task == id).count();
-    assert_eq!((count("expert/words"), count("eval/base/0"), count("brainstorm/sums/0")), (2, 1, 2));
-    assert_eq!((count("router"), count("report")), (4, 4), "a router for every seed and setting");
+    assert_eq!((count("expert/words"), count("eval/base/0"), count("brainstorm/sums/0")), (4, 1, 2));
+    assert_eq!((count("router"), count("report")), (6, 6), "a router for every seed and setting");
 
     let directory = sandbox.path("study");
     let csv = fs::read_to_string(directory.join("study.csv")).unwrap();
     assert!(csv.contains("token by token,mixture,all,2,6,"), "{csv}");
     let items = fs::read_to_string(directory.join("items.csv")).unwrap();
-    assert_eq!(items.lines().count(), 1 + 2 * 2 * 4 * 6, "groups, seeds, rows, items");
+    assert_eq!(items.lines().count(), 1 + 3 * 2 * 4 * 6, "groups, seeds, rows, items");
     for line in items.lines().skip(1).take(50) {
         let fields: Vec<&str> = line.split(',').collect();
         let file = fs::read_to_string(directory.join(fields[6])).unwrap();
         let row = file.lines().find(|row| row.contains(&format!("\"id\":\"{}\"", fields[4]))).unwrap();
         assert_eq!(row.contains("\"correct\":true"), fields[5] == "1", "{line}");
     }
+    let study: Value = serde_json::from_slice(&fs::read(directory.join("study.json")).unwrap()).unwrap();
+    let rows = |setting: &str| {
+        let of = |run: &&Value| run["group"] == setting && run["seed"] == 0;
+        study["data"].as_array().unwrap().iter().find(of).unwrap()["rows"][0][1].as_u64().unwrap()
+    };
+    assert_eq!(rows("seeds too"), rows("token by token") + 6, "the six seeds are trained on as well");
+
     let page = fs::read_to_string(directory.join("study.html")).unwrap();
     assert!(page.contains("one map a block") && page.contains("<svg") && !page.contains("Not finished"));
     assert!(directory.join("figures/settings.svg").exists() && directory.join("study.tex").exists());

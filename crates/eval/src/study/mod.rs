@@ -63,7 +63,7 @@ pub struct RunData {
     pub group: String,
     /// The run's seed.
     pub seed: u64,
-    /// Domain and accepted rows.
+    /// Domain and the rows that its expert was trained on.
     pub rows: Vec<(String, usize)>,
 }
 
