@@ -26,6 +26,7 @@ use crate::{
     memory,
     mixture::{Mixture, Routing},
     ops::{
+        AnyDevice,
         block::{BlockExperts, BlockSpec, BlockWeights, FrozenWeight, Gate, Holding, hold},
         dropout::BlockDropout,
         fused::{Activations, Attend, ExpertValues, FusedBlock, GateValues},
@@ -38,7 +39,8 @@ use crate::{
 };
 
 /// How frozen weights are kept for a pass. Activations are f32 everywhere (on a CPU with AMX, products round them to bf16
-/// unless the precision is f32).
+/// unless the precision is f32). The portable bodies compute with f32 tensors on every device: they have `F32`, and `Bf16` as
+/// f32 numbers that were rounded to bfloat16.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
@@ -53,6 +55,23 @@ pub enum Precision {
     /// 4-bit integers with a scale and a minimum for 32 weights: a large base in little memory. Of a GGUF file's blocks
     /// the same ones are kept, all others are held in 8 bits.
     Int4,
+}
+
+impl Precision {
+    /// Its name in configurations.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
+            Self::Int4 => "int4",
+        }
+    }
+
+    /// The portable bodies, the only ones on other devices than the CPU, have it.
+    pub fn is_portable(self) -> bool {
+        matches!(self, Self::F32 | Self::Bf16)
+    }
 }
 
 /// Where and how a base model is held.
@@ -107,11 +126,20 @@ struct CachedPass<'a> {
 
 impl Decoder {
     /// Reads every tensor of a checkpoint and lays it out for its use.
+    ///
+    /// # Errors
+    /// A tensor that is missing or of another shape; a precision that the portable bodies do not have.
     pub fn load(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Self> {
         let config = checkpoint.config.clone();
         let portable = options.portable || !options.device.is_cpu();
         let holding = if portable {
-            Holding::Portable(options.device.clone())
+            if !options.precision.is_portable() {
+                return Err(Error::Unsupported(format!(
+                    "the portable operations have no precision {}",
+                    options.precision.name()
+                )));
+            }
+            Holding::Portable(options.device.clone(), options.precision)
         } else {
             Holding::Fused(match options.precision {
                 Precision::F32 => Storage::F32,
@@ -191,6 +219,11 @@ impl Decoder {
     /// Where the pass runs.
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// Kept during a pass: with portable bodies, it must not rely on the CPU.
+    fn body_guard(&self) -> AnyDevice {
+        AnyDevice::when(matches!(self.body, Body::Portable(_)))
     }
 
     /// Fails when an id lies outside the vocabulary.
@@ -340,6 +373,7 @@ impl Decoder {
 
     /// The final norm of `x [rows, d]`.
     pub fn final_norm(&self, x: &Tensor) -> Result<Tensor> {
+        let _guard = self.body_guard();
         match &self.body {
             Body::Portable(_) => Ok(self.head.portable_norm(x)?),
             Body::Fused(_) => {
@@ -356,6 +390,7 @@ impl Decoder {
     /// # Errors
     /// A target outside the batch or the vocabulary.
     pub fn loss(&self, hidden: &Tensor, targets: &[Target], scale: f32) -> Result<Tensor> {
+        let _guard = self.body_guard();
         let rows = hidden.dim(0)?;
         if let Some(t) = targets.iter().find(|t| t.row >= rows || t.token as usize >= self.config.vocab_size)
         {
@@ -372,6 +407,7 @@ impl Decoder {
 
     /// Logits `[rows, vocab]` on the CPU of the given rows of [`Decoder::hidden`]'s output, row-major.
     pub fn logits(&self, hidden: &Tensor, rows: &[usize]) -> Result<Vec<f32>> {
+        let _guard = self.body_guard();
         let d = self.config.hidden_size;
         match &self.body {
             Body::Fused(_) => {
@@ -384,6 +420,8 @@ impl Decoder {
                 self.head.fused_logits(&normed, &mut logits);
                 Ok(logits)
             }
+            // Other devices have no operations on nothing.
+            Body::Portable(_) if rows.is_empty() => Ok(Vec::new()),
             Body::Portable(_) => {
                 let rows = Tensor::from_iter(rows.iter().map(|&r| r as u32), &self.device)?;
                 let normed = self.head.portable_norm(&hidden.index_select(&rows, 0)?)?;
@@ -402,6 +440,7 @@ impl Decoder {
         base_last: Option<&Tensor>,
         trace: bool,
     ) -> Result<(Tensor, Vec<Vec<f32>>)> {
+        let _guard = self.body_guard();
         let embedded = self.embed(ids)?;
         let earlier = cached.as_mut().map(|cached| std::mem::take(&mut cached.earlier)).unwrap_or_default();
         let gates = match mixture {

@@ -77,6 +77,7 @@ impl Decoder {
     /// # Errors
     /// Domains are given for a mixture without a trained router, or labels that are not those of its experts.
     pub fn training_pass(&self, pass: &TrainingPass<'_>) -> Result<(Tensor, Option<Tensor>)> {
+        let _guard = self.body_guard();
         let TrainingPass { ids, ragged, mixture, .. } = *pass;
         let embedded = self.embed(ids)?;
         let base_last = match pass.base_last {
@@ -127,6 +128,7 @@ impl Decoder {
         router: &RouterConfig,
         visit: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<()> {
+        let _guard = self.body_guard();
         let d = self.config.hidden_size;
         let mut visit = |block: usize, h: &[f32]| match ragged.sequences(router.granularity, &[]) {
             None => visit(block, h),
@@ -134,8 +136,8 @@ impl Decoder {
         };
         let embedded = self.embed(ids)?;
         match router.input {
-            RouterInput::Embedding => visit(0, &values(&embedded)?),
-            RouterInput::BaseLast => visit(0, &values(&self.base_last(ids, ragged)?)?),
+            RouterInput::Embedding => visit(0, &embedded.flatten_all()?.to_vec1()?),
+            RouterInput::BaseLast => visit(0, &self.base_last(ids, ragged)?.flatten_all()?.to_vec1()?),
             RouterInput::Block => {
                 let wanted = Wanted { experts: false, gates: false };
                 let memory = Memory::Recompute;

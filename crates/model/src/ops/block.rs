@@ -11,13 +11,14 @@
 
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use mixse_kernels::{AttentionShape, Packed, RmsNorm, Segment, Storage};
 
 use super::{dropout::BlockDropout, gates::Sequences, own_blocks};
 use crate::{
     Result,
     config::{Activation, ModelConfig},
+    decoder::Precision,
     expert::Module,
     expert_set::BlockLayout,
     router::{GateConfig, Granularity},
@@ -149,8 +150,8 @@ pub(crate) struct BlockWeights {
 pub(crate) enum Holding {
     /// The fused body on the CPU.
     Fused(Storage),
-    /// The portable body on a device.
-    Portable(Device),
+    /// The portable body on a device, in f32; `Bf16` rounds first.
+    Portable(Device, Precision),
 }
 
 impl BlockWeights {
@@ -196,8 +197,13 @@ impl BlockWeights {
 pub(crate) fn hold(checkpoint: &Checkpoint, name: &str, holding: &Holding) -> Result<FrozenWeight> {
     let mut storage = match holding {
         Holding::Fused(storage) => *storage,
-        Holding::Portable(device) => {
-            return Ok(FrozenWeight::Tensor(checkpoint.tensor(name)?.to_device(device)?));
+        Holding::Portable(device, precision) => {
+            let weight = checkpoint.tensor(name)?;
+            let weight = match precision {
+                Precision::Bf16 => weight.to_dtype(DType::BF16)?.to_dtype(DType::F32)?,
+                _ => weight,
+            };
+            return Ok(FrozenWeight::Tensor(weight.to_device(device)?));
         }
     };
     if matches!(storage, Storage::Int8 | Storage::Q4)

@@ -17,7 +17,7 @@ pub(crate) mod head;
 mod own_blocks;
 pub(crate) mod portable;
 
-use std::{ops::Deref, ops::Range};
+use std::{cell::Cell, ops::Deref, ops::Range};
 
 use candle_core::{CpuStorage, Layout, Storage, StorageRef, Tensor, bail};
 
@@ -39,8 +39,31 @@ impl Deref for Values<'_> {
     }
 }
 
-/// Borrows the values of a contiguous f32 CPU tensor.
+thread_local! {
+    static ANY_DEVICE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// While it lives, this thread computes what must work on every device: [`values`] is a bug then, and with debug assertions
+/// it panics. On the CPU, where tests run, nothing else would show it.
+pub(crate) struct AnyDevice {
+    before: bool,
+}
+
+impl AnyDevice {
+    pub(crate) fn when(portable: bool) -> Self {
+        Self { before: ANY_DEVICE.replace(portable) }
+    }
+}
+
+impl Drop for AnyDevice {
+    fn drop(&mut self) {
+        ANY_DEVICE.set(self.before);
+    }
+}
+
+/// Borrows the values of a contiguous f32 CPU tensor: for the fused bodies alone.
 pub(crate) fn values(tensor: &Tensor) -> candle_core::Result<Values<'_>> {
+    debug_assert!(!ANY_DEVICE.get(), "a pass for every device looks into a tensor as if it were on the CPU");
     let (storage, layout) = tensor.storage_and_layout();
     let Some((start, end)) = layout.contiguous_offsets() else {
         bail!("a fused operation needs contiguous values, got {:?}", layout.shape())
