@@ -72,10 +72,10 @@ pub(crate) struct ComputeFlags {
     /// Number of threads, or `all`; results do not depend on it.
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<Threads>,
-    /// Where tensors live.
+    /// Where tensors live; another device than cpu needs a build for it (see `mixse doctor`).
     #[arg(long, value_enum)]
     pub(crate) device: Option<Device>,
-    /// How frozen weights are kept: f32, bf16, int8 or int4.
+    /// How frozen weights are kept: f32, bf16, int8 or int4. Other devices than cpu have f32, and bf16 as rounded f32.
     #[arg(long, value_name = "KIND", value_parser = parse_name::<Precision>)]
     pub(crate) precision: Option<Precision>,
 }

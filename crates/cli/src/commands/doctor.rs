@@ -1,6 +1,7 @@
 //! `mixse doctor`
 
 use std::{
+    collections::BTreeMap,
     fmt,
     path::{Path, PathBuf},
     process::Command,
@@ -11,6 +12,7 @@ use serde::Serialize;
 
 use crate::{
     args::DoctorArgs,
+    config::Device,
     machine::{Machine, free_disk},
     output::{bytes, print},
     pipeline::sandbox_launcher,
@@ -32,6 +34,8 @@ struct Diagnosis {
     machine: Machine,
     /// Devices that this binary was built for.
     devices: Vec<&'static str>,
+    /// What builds a binary for the others.
+    other_devices: BTreeMap<&'static str, String>,
     /// First line of `python3 --version`.
     python: Option<String>,
     /// First line of `python3 -m pip --version`.
@@ -64,7 +68,12 @@ impl Diagnosis {
         let mut diagnosis = Self {
             version: env!("CARGO_PKG_VERSION"),
             machine: Machine::detect(),
-            devices: devices(),
+            devices: Device::ALL.into_iter().filter(|d| d.is_built()).map(Device::name).collect(),
+            other_devices: Device::ALL
+                .into_iter()
+                .filter(|device| !device.is_built())
+                .map(|device| (device.name(), device.build_command()))
+                .collect(),
             python: first_line("python3", &["--version"]),
             pip: first_line("python3", &["-m", "pip", "--version"]),
             sandbox: sandbox_capabilities(),
@@ -100,6 +109,11 @@ impl Diagnosis {
             other => warnings.push(format!(
                 "there are no kernels for {other}: everything runs on portable code, many times slower"
             )),
+        }
+        for device in Device::ALL.into_iter().filter(|device| device.is_built()) {
+            if let Err(e) = device.open() {
+                warnings.push(format!("{e:#}"));
+            }
         }
         if self.machine.cores == 1 {
             warnings.push("there is one core only: the quick preset takes about twice its usual time".into());
@@ -139,11 +153,6 @@ impl Diagnosis {
     }
 }
 
-fn devices() -> Vec<&'static str> {
-    let built = [("cpu", true), ("cuda", cfg!(feature = "cuda")), ("metal", cfg!(feature = "metal"))];
-    built.into_iter().filter(|(_, there)| *there).map(|(name, _)| name).collect()
-}
-
 fn first_line(program: &str, arguments: &[&str]) -> Option<String> {
     let output =
         Command::new(program).args(arguments).output().ok().filter(|output| output.status.success())?;
@@ -179,13 +188,17 @@ impl fmt::Display for Diagnosis {
         let words = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
         let missing = || "not found".to_owned();
         let place = |p: &Place| format!("{} ({} free)", p.path.display(), size(p.free));
+        let others = self.other_devices.iter().map(|(name, command)| format!("{name} after `{command}`"));
         let rows = [
             ("mixse", self.version.to_owned()),
             ("system", format!("{}, {}", machine.system, machine.architecture)),
             ("processor", format!("{}, {} threads", machine.processor, machine.cores)),
             ("features", list(&machine.features)),
             ("memory", format!("{}, {} free", size(machine.memory), size(machine.memory_free))),
-            ("devices", list(&words(&self.devices))),
+            (
+                "devices",
+                self.devices.iter().map(|&name| name.to_owned()).chain(others).collect::<Vec<_>>().join(", "),
+            ),
             ("python", self.python.clone().unwrap_or_else(missing)),
             ("pip", self.pip.clone().unwrap_or_else(missing)),
             ("sandbox", self.sandbox.as_ref().map_or_else(missing, defences)),

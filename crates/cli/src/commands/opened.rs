@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use candle_core::Device;
 use clap::Args;
 use mixse_model::{
     decoder::{Decoder, LoadOptions, Precision},
@@ -16,7 +15,8 @@ use mixse_model::{
 
 use crate::{
     args::CacheFlag,
-    config::{Threads, parse_name},
+    config::{Device, Threads, parse_name},
+    device::load_options,
     output::usage_error,
     pipeline::RunDirectory,
     pull::{Cache, ModelSource, resolve_model},
@@ -34,13 +34,16 @@ pub(crate) struct ModelFlags {
         default_value = "smollm2-135m-instruct"
     )]
     pub(crate) model: String,
-    /// How frozen weights are kept: f32, bf16, int8 or int4.
+    /// Where tensors live; another device than cpu needs a build for it (see `mixse doctor`).
+    #[arg(long, value_enum, default_value_t = Device::Cpu)]
+    pub(crate) device: Device,
+    /// How frozen weights are kept: f32, bf16, int8 or int4. Other devices than cpu have f32, and bf16 as rounded f32.
     #[arg(long, value_name = "KIND", default_value = "bf16", value_parser = parse_name::<Precision>)]
     pub(crate) precision: Precision,
     /// Number of threads, or `all`; results do not depend on it.
     #[arg(long, value_name = "N", default_value = "all")]
     pub(crate) threads: Threads,
-    /// Run the portable operations, the reference that other devices use.
+    /// Run the portable operations on the processor too, the reference that other devices use.
     #[arg(long)]
     pub(crate) portable: bool,
     #[command(flatten)]
@@ -73,14 +76,17 @@ impl ModelFlags {
 
     /// Opens and loads the base without experts; a run directory is refused.
     pub(crate) fn open_base(&self) -> anyhow::Result<Opened> {
-        self.load(&base_path(&self.model, &self.cache)?)
+        let options = self.options()?;
+        self.load(&base_path(&self.model, &self.cache)?, &options)
     }
 
     /// Opens and loads the model with the experts asked for, or with a run's own.
     pub(crate) fn open(&self, flags: &ExpertFlags) -> anyhow::Result<Opened> {
+        let options = self.options()?;
+        let load = |path: &Path| self.load(path, &options);
         let cache = Cache::locate(self.cache.cache.as_deref())?;
         let (mut opened, experts, router) = match resolve_model(&self.model, &cache)? {
-            ModelSource::Base(path) => (self.load(&path)?, flags.experts.clone(), flags.router.clone()),
+            ModelSource::Base(path) => (load(&path)?, flags.experts.clone(), flags.router.clone()),
             ModelSource::Run(run) => {
                 if !flags.experts.is_empty() {
                     return Err(usage_error(format!("{} is a run with experts of its own", run.display())));
@@ -88,7 +94,7 @@ impl ModelFlags {
                 let RunParts { base, experts, router } = run_parts(&run)?;
                 let experts = experts.into_iter().map(|(_, directory)| directory).collect();
                 match resolve_model(&base, &cache)? {
-                    ModelSource::Base(path) => (self.load(&path)?, experts, Some(router)),
+                    ModelSource::Base(path) => (load(&path)?, experts, Some(router)),
                     ModelSource::Run(_) => {
                         return Err(usage_error(format!("the base of {} is a run", run.display())));
                     }
@@ -101,11 +107,25 @@ impl ModelFlags {
         Ok(opened)
     }
 
-    fn load(&self, path: &Path) -> anyhow::Result<Opened> {
+    /// What decides how the model computes, in a few words: results may differ in their last digits between two of these.
+    pub(crate) fn arithmetic(&self) -> String {
+        let mut words = format!("{:?}", self.precision);
+        if self.device != Device::Cpu {
+            words += &format!(", {}", self.device.name());
+        } else if self.portable {
+            words += ", portable";
+        }
+        words
+    }
+
+    fn options(&self) -> anyhow::Result<LoadOptions> {
+        load_options(self.device, self.precision, self.portable)
+    }
+
+    fn load(&self, path: &Path, options: &LoadOptions) -> anyhow::Result<Opened> {
         mixse_kernels::pool::set_threads(self.threads.count());
         let checkpoint = Checkpoint::open(path)?;
-        let options = LoadOptions { precision: self.precision, device: Device::Cpu, portable: self.portable };
-        let decoder = Decoder::load(&checkpoint, &options)?;
+        let decoder = Decoder::load(&checkpoint, options)?;
         Ok(Opened { checkpoint, decoder, mixture: None })
     }
 }

@@ -14,7 +14,8 @@ use mixse_model::{
 use mixse_selfmoe::merge::Deltas;
 
 use crate::{
-    config::{Config, Device},
+    config::Config,
+    device::load_options,
     output::usage_error,
     pull::{Cache, ModelSource, resolve_model},
 };
@@ -40,6 +41,7 @@ impl Models {
 
     /// Finds (and pulls) the base model of a configuration and checks its files.
     pub(crate) fn open(config: &Config, cache: &Cache) -> anyhow::Result<Self> {
+        let options = load_options(config.device, config.precision, config.portable)?;
         let path = match resolve_model(&config.base, cache)? {
             ModelSource::Base(path) => path,
             ModelSource::Run(path) => {
@@ -51,11 +53,6 @@ impl Models {
         checkpoint.tokenizer.encode("", Bos::Never).with_context(|| format!("{}", path.display()))?;
         let hash = checkpoint.hash()?;
         mixse_kernels::pool::set_threads(config.threads.count());
-        let options = LoadOptions {
-            precision: config.precision,
-            device: device(config.device)?,
-            portable: config.portable,
-        };
         let opened = Opened { path, checkpoint, hash, options, decoder: OnceCell::new() };
         Ok(Self { opened: Some(opened), ..Self::named(config) })
     }
@@ -102,17 +99,4 @@ impl Models {
     pub(super) fn runner<'a>(&'a self, mixture: Option<&'a Mixture>) -> anyhow::Result<Runner<'a>> {
         Ok(Runner::new(self.decoder()?, self.tokenizer()?, mixture))
     }
-}
-
-fn device(device: Device) -> anyhow::Result<candle_core::Device> {
-    let opened = match device {
-        Device::Cpu => Ok(candle_core::Device::Cpu),
-        Device::Cuda => candle_core::Device::new_cuda(0),
-        Device::Metal => candle_core::Device::new_metal(0),
-    };
-    opened.map_err(|e| {
-        usage_error(format!(
-            "the device {device:?} cannot be used: {e}; was mixse built with its feature? Otherwise use cpu"
-        ))
-    })
 }

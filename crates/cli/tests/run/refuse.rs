@@ -126,6 +126,54 @@ fn wrong_configurations() {
     });
 }
 
+/// Which devices a binary has is decided when it is built; tests are built for the processor alone.
+#[cfg(not(any(feature = "cuda", feature = "metal")))]
+#[test]
+fn devices_that_were_not_built() {
+    let sandbox = tiny::sandbox();
+    let check = |arguments: &[&str], parts: &[&str]| {
+        let output = sandbox.mixse(arguments);
+        assert_eq!(output.code, 2, "{arguments:?}: {}", output.stderr);
+        for part in parts {
+            assert!(output.stderr.contains(part), "{arguments:?}: {part:?} is not in:\n{}", output.stderr);
+        }
+        assert_eq!(output.stdout, "", "{arguments:?}");
+    };
+    for device in ["cuda", "metal"] {
+        let build = format!("cargo build --release --features {device}");
+        let parts: [&str; 3] = [device, &build, "--device cpu"];
+        check(&["run", "-c", "mixse.toml", "--out", "run", "--device", device], &parts);
+        let logits = ["inspect", "logits", "--model", "model", "--ids", "1,2", "--device", device];
+        check(&logits, &parts);
+        // Before a model is looked for, let alone pulled.
+        check(&["chat", "--model", "nowhere", "--device", device], &parts);
+        check(&["bench", "--model", "model", "--device", device], &["bench", device]);
+    }
+    assert!(!sandbox.path("run").exists(), "the run directory was made");
+    check(&["inspect", "logits", "--model", "model", "--ids", "1", "--device", "gpu"], &["cpu, cuda, metal"]);
+}
+
+#[test]
+fn precisions_that_the_portable_operations_lack() {
+    check("portable in 8 bits", 2, &["int8", "portable", "bf16"], |sandbox| {
+        configure(sandbox, "precision = \"f32\"", "precision = \"int8\"\nportable = true");
+    });
+    let sandbox = tiny::sandbox();
+    let output = sandbox.mixse([
+        "inspect",
+        "logits",
+        "--model",
+        "model",
+        "--ids",
+        "1",
+        "--portable",
+        "--precision",
+        "int4",
+    ]);
+    assert_eq!(output.code, 2, "{}", output.stderr);
+    assert!(output.stderr.contains("int4"), "{}", output.stderr);
+}
+
 #[test]
 fn directories_of_others_are_left_alone() {
     let sandbox = tiny::sandbox();

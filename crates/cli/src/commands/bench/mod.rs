@@ -22,8 +22,9 @@ use self::{
 use super::opened::ModelFlags;
 use crate::{
     args::JsonFlag,
+    config::Device,
     machine::{Machine, peak_memory, reset_peak_memory},
-    output::{note, print},
+    output::{note, print, usage_error},
 };
 
 /// Measure prefill, generation and training on this machine.
@@ -164,6 +165,12 @@ impl fmt::Display for Report {
 }
 
 pub(super) fn run(args: &BenchArgs) -> anyhow::Result<()> {
+    if args.model.device != Device::Cpu {
+        let device = args.model.device.name();
+        return Err(usage_error(format!(
+            "mixse bench measures the processor beside its own ceilings; it cannot measure {device}"
+        )));
+    }
     let opened = args.model.open_base()?;
     let ceilings = ceilings::measure();
     let bench = Bench {

@@ -16,7 +16,7 @@ use mixse_eval::{
     tasks::{
         compare::compare,
         output::{RunInfo, write},
-        run::{Attempts, Contender, Evaluated, Limit, Settings, evaluate},
+        run::{Attempts, Contender, Evaluated, Limit, Planned, Settings, evaluate, load},
         task::Chat,
     },
 };
@@ -161,6 +161,8 @@ struct Variant<'a> {
 
 pub(super) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let settings = args.settings()?;
+    // What is wrong with the tasks shows before a model is opened.
+    let runs_code = load(&settings)?.iter().any(Planned::runs_code);
     let first = args.model.open(&args.experts)?;
     let others = args
         .also
@@ -194,11 +196,11 @@ pub(super) fn run(args: &EvalArgs) -> anyhow::Result<()> {
         .map(|(variant, runner)| {
             let hash = variant.opened.checkpoint.hash()?;
             let mixture = variant.mixture.map(Mixture::fingerprint).transpose()?;
-            let identity = format!("{hash} {:?} {mixture:?}", args.model.precision);
+            let identity = format!("{hash} {} {mixture:?}", args.model.arithmetic());
             Ok(Contender { name: variant.name.clone(), identity, model: runner })
         })
         .collect::<anyhow::Result<Vec<_>>>()?;
-    let sandbox = args.sandbox();
+    let sandbox = runs_code.then(|| args.sandbox()).flatten();
     let mut report =
         Report { models: Vec::new(), over_seeds: Vec::new(), comparisons: Vec::new(), files: Vec::new() };
     for &seed in &args.seed {
@@ -254,7 +256,7 @@ fn write_files(
     let info = RunInfo {
         date_id: humantime::format_rfc3339_seconds(now).to_string().trim_end_matches('Z').replace(':', "-"),
         date: now.duration_since(SystemTime::UNIX_EPOCH)?.as_secs_f64(),
-        model_args: format!("{}, {:?}", model.contender, args.model.precision),
+        model_args: format!("{}, {}", model.contender, args.model.arithmetic()),
         python: sandbox.map(|s| s.python().version.clone()),
         chat: args.chat,
         config: settings.as_object().cloned().unwrap_or_default(),
