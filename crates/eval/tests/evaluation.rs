@@ -282,6 +282,35 @@ fn benchmarks_are_run_kept_and_written() {
 }
 
 #[test]
+fn cut_prompts_are_counted_once_and_also_when_continued() {
+    let directory = tempfile::tempdir().unwrap();
+    let settings = Settings {
+        tasks: tasks(directory.path()),
+        cache: Some(directory.path().join("cache.jsonl")),
+        ..Settings::default()
+    };
+    let mut model = Scripted::new(&[("Q:", "no")]);
+    model.context = 40;
+    model.dies_after = 4;
+    assert!(evaluate(&settings, &[contender("m", &model)], None, &mut |_| ()).is_err());
+    model.dies_after = usize::MAX;
+    for _ in 0..2 {
+        let found = evaluate(&settings, &[contender("m", &model)], None, &mut |_| ()).unwrap();
+        // Three rows of each task, however many choices they have.
+        assert_eq!((found[0].truncated, model.asked.get()), (6, 9));
+    }
+}
+
+#[test]
+fn rows_are_taken_once_and_in_order() {
+    let directory = tempfile::tempdir().unwrap();
+    let samples = BTreeMap::from([("text".into(), vec![2, 0, 2])]);
+    let settings = Settings { tasks: tasks(directory.path()), samples: Some(samples), ..Settings::default() };
+    let planned = mixse_eval::tasks::run::load(&settings).unwrap();
+    assert_eq!(planned.iter().map(|p| p.rows.as_slice()).collect::<Vec<_>>(), [[0, 2]]);
+}
+
+#[test]
 fn settings_are_checked() {
     let directory = tempfile::tempdir().unwrap();
     let tasks = tasks(directory.path());
@@ -299,6 +328,11 @@ fn settings_are_checked() {
     check(&|s| s.num_fewshot = Some(4), "choice: 4 worked examples are asked for, 3 are there");
     check(&|s| s.samples = Some(BTreeMap::from([("text".into(), vec![3])])), "text: row 3 is asked for");
     check(&|s| s.samples = Some(BTreeMap::new()), "no tasks are left");
+    check(&|s| s.samples = Some(BTreeMap::from([("text".into(), vec![])])), "no tasks are left");
+    check(
+        &|s| s.samples = Some(BTreeMap::from([("texts".into(), vec![0])])),
+        "rows of \"texts\" are asked for",
+    );
     check(&|s| s.attempts.pass_at = vec![2], "pass@2 needs at least 2 attempts");
     let chat = mixse_eval::tasks::task::Chat { fewshot_as_turns: true, system: None };
     check(&|s| s.chat = Some(chat.clone()), "no chat template");

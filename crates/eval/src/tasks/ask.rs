@@ -5,7 +5,7 @@
 //! beginning-of-sequence token is the tokenizer's own policy, and is not doubled where a chat template has written it.
 //! What is too long loses its beginning.
 
-use std::{ops::ControlFlow, sync::Arc};
+use std::{collections::BTreeSet, ops::ControlFlow, sync::Arc};
 
 use mixse_model::{
     language::{LanguageModel, Request, Sampling, ScoreRequest},
@@ -65,10 +65,9 @@ pub(super) fn ask(
 ) -> Result<Answers> {
     let keys: Vec<String> = asks.iter().map(|a| a.key(identity)).collect::<Result<_>>()?;
     let mut known: Vec<Option<Answer>> = keys.iter().map(|k| cache.get(k).cloned()).collect();
-    let open: Vec<usize> = (0..asks.len()).filter(|&i| known[i].is_none()).collect();
-    let mut finished = asks.len() - open.len();
+    let mut finished = known.iter().flatten().count();
     progress(finished);
-    let prepared = prepare(model, asks, &open)?;
+    let prepared = prepare(model, asks, &known)?;
     let mut writer = cache.writer()?;
     let mut failure = None;
     let mut take = |i: usize, answer: Answer| {
@@ -113,7 +112,8 @@ struct Prepared {
     truncated: usize,
 }
 
-fn prepare(model: &dyn LanguageModel, asks: &[Ask], open: &[usize]) -> Result<Prepared> {
+/// The open requests in tokens. The others are looked at too, so that a continued run shares and counts as an unbroken one does.
+fn prepare(model: &dyn LanguageModel, asks: &[Ask], known: &[Option<Answer>]) -> Result<Prepared> {
     let tokenizer = model.tokenizer();
     let length = model.context_length();
     let mut prepared = Prepared {
@@ -121,15 +121,24 @@ fn prepare(model: &dyn LanguageModel, asks: &[Ask], open: &[usize]) -> Result<Pr
         generations: Batch { requests: Vec::new(), of: Vec::new() },
         truncated: 0,
     };
-    for group in open.chunk_by(|&a, &b| asks[a].group == asks[b].group) {
+    let mut first = 0;
+    for group in asks.chunk_by(|a, b| a.group == b.group) {
         let mut tokens = Vec::with_capacity(group.len());
-        for &i in group {
-            let (tokens_of, cut) = tokenise(tokenizer, &asks[i], length)?;
-            prepared.truncated += usize::from(cut);
+        // The choices of a row and the attempts at it have one prompt.
+        let mut truncated = BTreeSet::new();
+        for ask in group {
+            let (tokens_of, cut) = tokenise(tokenizer, ask, length)?;
+            if cut {
+                truncated.insert(ask.context.as_str());
+            }
             tokens.push(tokens_of);
         }
+        prepared.truncated += truncated.len();
         let shared = shared_prefix(tokens.iter().map(|t| &t.context[..]));
-        for (&i, Tokens { mut context, continuation }) in group.iter().zip(tokens) {
+        for (i, Tokens { mut context, continuation }) in (first..).zip(tokens) {
+            if known[i].is_some() {
+                continue;
+            }
             let own = context.split_off(shared.len());
             match &asks[i].what {
                 What::Score { .. } => {
@@ -153,6 +162,7 @@ fn prepare(model: &dyn LanguageModel, asks: &[Ask], open: &[usize]) -> Result<Pr
                 }
             }
         }
+        first += group.len();
     }
     Ok(prepared)
 }

@@ -1,6 +1,9 @@
 //! Evaluates models on tasks.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
 use mixse_model::language::LanguageModel;
 
@@ -27,7 +30,7 @@ pub struct Settings {
     pub fewshot_seed: u64,
     /// How many rows of each task.
     pub limit: Limit,
-    /// Indices of the rows of these tasks; tasks that are not named are left out. Excludes `limit`.
+    /// Indices of the rows of these tasks, in any order; tasks without any are left out. Excludes `limit`.
     pub samples: Option<BTreeMap<String, Vec<usize>>>,
     /// Use the model's chat template.
     pub chat: Option<Chat>,
@@ -198,6 +201,15 @@ pub fn load(settings: &Settings) -> Result<Vec<Planned>> {
             planned.extend(plan(task, settings)?);
         }
     }
+    let named = |name: &&String| !planned.iter().any(|p| p.task.name == **name);
+    let mut wanted =
+        settings.samples.iter().flatten().filter(|(_, rows)| !rows.is_empty()).map(|(name, _)| name);
+    if let Some(name) = wanted.find(named) {
+        return Err(Error::Invalid(format!(
+            "rows of {name:?} are asked for, which is none of the tasks to evaluate (a group's rows go by its tasks, such as \
+             mmlu_anatomy)"
+        )));
+    }
     if planned.is_empty() {
         return Err(Error::Invalid("no tasks are left to evaluate".into()));
     }
@@ -216,13 +228,17 @@ pub struct Planned {
 }
 
 fn plan(task: Task, settings: &Settings) -> Result<Option<Planned>> {
-    let rows = match &settings.samples {
+    let rows: Vec<usize> = match &settings.samples {
         None => (0..settings.limit.of(task.items.len())).collect(),
-        Some(samples) => match samples.get(&task.name) {
-            Some(rows) => rows.clone(),
-            None => return Ok(None),
-        },
+        // In the file's order and each once, as the harness takes them: drawn examples depend on it.
+        Some(samples) => {
+            let wanted: BTreeSet<usize> = samples.get(&task.name).into_iter().flatten().copied().collect();
+            wanted.into_iter().collect()
+        }
     };
+    if rows.is_empty() {
+        return Ok(None);
+    }
     if let Some(row) = rows.iter().find(|r| **r >= task.items.len()) {
         return Err(Error::Invalid(format!(
             "{}: row {row} is asked for, there are {} (counted from 0)",
@@ -258,8 +274,13 @@ impl Planned {
         Ok(self.rows.iter().zip(prompts).map(of).collect())
     }
 
+    /// Whether the model's code is run, which needs a sandbox.
+    pub fn runs_code(&self) -> bool {
+        judge::runs_code(&self.task)
+    }
+
     fn attempts(&self, settings: &Attempts) -> usize {
-        if judge::runs_code(&self.task) { settings.count.max(1) } else { 1 }
+        if self.runs_code() { settings.count.max(1) } else { 1 }
     }
 }
 
@@ -281,7 +302,10 @@ pub fn evaluate(
         )));
     }
     let (planned, skipped): (Vec<_>, Vec<_>) =
-        planned.into_iter().partition(|p| sandbox.is_some() || !judge::runs_code(&p.task));
+        planned.into_iter().partition(|p| sandbox.is_some() || !p.runs_code());
+    if let (true, Some(first)) = (planned.is_empty(), skipped.first()) {
+        return Err(Error::Sandbox(format!("{}: generated code cannot be run here", first.task.name)));
+    }
     let skipped: Vec<(String, String)> = skipped
         .iter()
         .map(|p| (p.task.name.clone(), "generated code cannot be run here".to_string()))

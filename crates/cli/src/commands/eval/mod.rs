@@ -16,7 +16,7 @@ use mixse_eval::{
     tasks::{
         compare::compare,
         output::{RunInfo, write},
-        run::{Attempts, Contender, Evaluated, Limit, Settings, evaluate},
+        run::{Attempts, Contender, Evaluated, Limit, Planned, Settings, evaluate, load},
         task::Chat,
     },
 };
@@ -161,6 +161,8 @@ struct Variant<'a> {
 
 pub(super) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let settings = args.settings()?;
+    // What is wrong with the tasks shows before a model is opened.
+    let runs_code = load(&settings)?.iter().any(Planned::runs_code);
     let first = args.model.open(&args.experts)?;
     let others = args
         .also
@@ -198,7 +200,7 @@ pub(super) fn run(args: &EvalArgs) -> anyhow::Result<()> {
             Ok(Contender { name: variant.name.clone(), identity, model: runner })
         })
         .collect::<anyhow::Result<Vec<_>>>()?;
-    let sandbox = args.sandbox();
+    let sandbox = runs_code.then(|| args.sandbox()).flatten();
     let mut report =
         Report { models: Vec::new(), over_seeds: Vec::new(), comparisons: Vec::new(), files: Vec::new() };
     for &seed in &args.seed {
