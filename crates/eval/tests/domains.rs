@@ -6,11 +6,11 @@
 use std::path::PathBuf;
 
 use mixse_eval::{
-    answers::{self, Verdict, choice},
+    answers::{self, Verdict},
     sandbox::{Launcher, Limits, Outcome, Policy, Sandbox},
 };
 use mixse_selfmoe::{
-    answer,
+    answer::{choice, number, text},
     domain::{self, Domain},
     record::{Answer, Example},
     rouge, verify,
@@ -64,8 +64,8 @@ fn numbers_are_recomputed() {
                 continue;
             };
             // A bare number stands where there is nothing to calculate, as in "which one is larger?".
-            let computed = verify::evaluate(expression).or_else(|| answer::value(expression));
-            let (computed, stated) = (computed.expect(expression), answer::value(value).expect(value));
+            let computed = verify::evaluate(expression).or_else(|| number::value(expression));
+            let (computed, stated) = (computed.expect(expression), number::value(value).expect(value));
             assert!((computed - stated).abs() < 1e-9, "{}: {expression} is {computed}, not {value}", item.id);
         }
     }
@@ -80,7 +80,7 @@ fn multiple_choice_has_one_right_option_and_balanced_letters() {
                 let Some(Answer::Choice { letter }) = item.answer else { continue };
                 let options = choice::options(&item.input);
                 let mut texts: Vec<String> =
-                    options.iter().map(|(_, text)| answers::text::normalise(text)).collect();
+                    options.iter().map(|(_, option)| text::normalise(option)).collect();
                 texts.sort();
                 texts.dedup();
                 assert_eq!((options.len(), texts.len()), (4, 4), "{}: four different options", item.id);

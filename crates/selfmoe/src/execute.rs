@@ -4,7 +4,7 @@
 //! A test is *usable* if it calls the function, fails for a function that returns nothing (else it tests nothing), and is passed
 //! by at least one solution (else it is more likely wrong than all of them).
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
@@ -122,7 +122,7 @@ fn renamed(text: &str, from: &str, to: &str) -> String {
 fn asserts_of(text: &str, function: &str) -> Vec<String> {
     let mut found: Vec<String> = Vec::new();
     for line in text.lines().map(str::trim) {
-        let fine = line.starts_with("assert ") && answer::python_fault(line).is_none();
+        let fine = line.starts_with("assert ") && answer::python::fault(line).is_none();
         if fine && call(line, function).is_some() && !found.iter().any(|other| other == line) {
             found.push(line.to_owned());
         }
@@ -142,16 +142,14 @@ pub fn call<'t>(line: &'t str, function: &str) -> Option<&'t str> {
     line[start..]
         .match_indices(')')
         .map(|(end, _)| &line[start..start + end + 1])
-        .find(|found| answer::python_fault(found).is_none())
+        .find(|found| answer::python::fault(found).is_none())
 }
 
 /// The function that a task asks for, among those that its response defines.
 fn entry_point(row: &SyntheticRow) -> Option<String> {
-    let defined = answer::functions(&row.output);
-    let asked = answer::functions(&row.input);
-    let words: BTreeSet<&str> = row.instruction.split(|c: char| !(c.is_alphanumeric() || c == '_')).collect();
-    let named = |name: &&String| asked.last() == Some(*name) || words.contains(name.as_str());
-    defined.iter().find(named).or(defined.last()).cloned()
+    let defined = answer::code::functions(&row.output);
+    let asked = answer::code::asked_for(&row.instruction, &row.input, &defined);
+    asked.or(defined.last().map(String::as_str)).map(str::to_owned)
 }
 
 /// A row on its way: what it is tested with, and the other solutions.

@@ -94,7 +94,7 @@ pub(crate) fn task_text(instruction: &str, input: &str) -> String {
 
 /// The function that a task names: in its last `def` line, or as the first name directly before a parenthesis.
 fn named_function(task: &str) -> Option<String> {
-    if let Some(name) = answer::functions(task).pop() {
+    if let Some(name) = answer::code::functions(task).pop() {
         return Some(name);
     }
     let is_name = |c: char| c.is_alphanumeric() || c == '_';

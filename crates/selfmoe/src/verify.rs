@@ -5,17 +5,12 @@ use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::answer;
+use crate::answer::{number, text};
 
-/// A final answer in the form in which answers are counted: numbers by value, everything else in lower case without
-/// articles and punctuation.
-pub fn normalise(text: &str) -> String {
-    let bare = text.trim().trim_end_matches('.').trim_start_matches(['$', '€', '£']).replace(',', "");
-    if let Some(value) = answer::value(&bare) {
-        return format!("{value}");
-    }
-    let words = crate::rouge::words(text).filter(|w| !matches!(w.as_str(), "a" | "an" | "the"));
-    words.collect::<Vec<_>>().join(" ")
+/// A final answer in the form in which answers are counted: numbers by value, everything else as in [`crate::answer::text`].
+pub fn normalise(answer: &str) -> String {
+    let bare = answer.trim().trim_end_matches('.').trim_start_matches(['$', '€', '£']);
+    number::plain(bare).unwrap_or_else(|| text::normalise(answer))
 }
 
 /// The answer that most samples agree on.
@@ -61,7 +56,7 @@ pub fn false_equation(text: &str) -> Option<String> {
         parts.windows(2).find_map(|pair| {
             let left = trailing_expression(pair[0]);
             let right = leading_number(pair[1])?;
-            let (value, claimed) = (evaluate(left)?, answer::value(&right)?);
+            let (value, claimed) = (evaluate(left)?, number::value(&right)?);
             let decimals = right.split_once('.').map_or(0, |(_, digits)| digits.len() as i32);
             // Half a unit of the last digit shown, and rounding of the arithmetic itself.
             let allowed =

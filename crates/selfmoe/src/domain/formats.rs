@@ -132,7 +132,7 @@ impl RowFormat {
                 // The published rows name the function only in their tests and code.
                 let entry_point = match row.get("entry_point").and_then(Value::as_str) {
                     Some(name) => name.to_owned(),
-                    None => crate::answer::functions(text(row, "code")?)
+                    None => crate::answer::code::functions(text(row, "code")?)
                         .into_iter()
                         .find(|name| tests.iter().any(|t| t.contains(&format!("{name}("))))
                         .ok_or("no function of `code` is called by `test_list`")?,

@@ -135,7 +135,7 @@ fn faults_of(path: &Path, rows: &[Line<Example>]) -> Vec<Fault> {
             fault(format!("id `{}` is already used in line {first}", row.id));
         }
         if let Some(Answer::Choice { letter }) = &row.answer
-            && !crate::answer::options(&row.input).iter().any(|o| o.letter == *letter)
+            && !crate::answer::choice::options(&row.input).iter().any(|(option, _)| option == letter)
         {
             fault(format!("the answer is {letter}, but the input has no line `{letter}. …`"));
         }

@@ -11,7 +11,7 @@ pub use response::{AcceptedResponse, ResponseFilter};
 pub use task::{Similarity, TaskFilter};
 
 use crate::{
-    answer,
+    answer::{choice, text::stated},
     domain::{AnswerKind, Domain},
     rouge,
 };
@@ -54,7 +54,7 @@ pub enum Reason {
     WrongOption,
     /// The response defines no function.
     NoFunction,
-    /// The response defines another function than the task names.
+    /// The response defines another function than the task names, or not where its code is.
     WrongFunction,
     /// The code cannot be Python.
     InvalidCode,
@@ -108,9 +108,6 @@ struct Rules {
     true_equations: bool,
 }
 
-/// How responses of most domains end; what follows is the answer.
-const ANSWER_MARK: &str = "answer is";
-
 impl Rules {
     fn of(domain: &Domain) -> Self {
         let kind = domain.manifest.answer;
@@ -126,18 +123,9 @@ impl Rules {
                 .unwrap_or(matches!(kind, AnswerKind::Choice | AnswerKind::Mixed)),
             function_in_response: filters.function_in_response.unwrap_or(kind == AnswerKind::Code),
             true_equations: filters.true_equations.unwrap_or(false),
-            stated_answer: filters.stated_answer.unwrap_or(all_seeds(|s| stated_answer(&s.output).is_some())),
+            stated_answer: filters.stated_answer.unwrap_or(all_seeds(|s| stated(&s.output).is_some())),
         }
     }
-}
-
-/// What a response states after its last `answer is`, up to the end of the line and without the full stop.
-fn stated_answer(response: &str) -> Option<&str> {
-    // The mark is ASCII, so its place in the lower-case copy is a place in the text.
-    let at = response.to_ascii_lowercase().rfind(ANSWER_MARK)?;
-    let line = response.get(at + ANSWER_MARK.len()..)?.lines().next()?;
-    let line = line.trim_start_matches(':').trim().trim_end_matches('.').trim_end();
-    (!line.is_empty()).then_some(line)
 }
 
 /// The share of a text's word n-grams (n = 4) that occurred before in it; 0 below 12 words, where it means nothing.
@@ -184,15 +172,14 @@ fn check_common(text: &str, allowed: RangeInclusive<usize>, max_repetition: f64)
 }
 
 /// The options of a task, refused if they are not usable. Empty if the task has none.
-fn usable_options(input: &str) -> Result<Vec<answer::Choice>, Rejection> {
-    let options = answer::options(input);
+fn usable_options(input: &str) -> Result<Vec<choice::Choice<'_>>, Rejection> {
+    let options = choice::options(input);
     if options.len() == 1 {
         return Err(Rejection::new(Reason::NoOptions, "a single option"));
     }
-    for (i, option) in options.iter().enumerate() {
-        let same = |other: &answer::Choice| other.text.eq_ignore_ascii_case(&option.text);
-        if option.text.is_empty() || options[..i].iter().any(same) {
-            let what = format!("option {} is empty or repeats another one", option.letter);
+    for (i, (letter, text)) in options.iter().enumerate() {
+        if text.is_empty() || options[..i].iter().any(|(_, other)| other.eq_ignore_ascii_case(text)) {
+            let what = format!("option {letter} is empty or repeats another one");
             return Err(Rejection::new(Reason::RepeatedOptions, what));
         }
     }

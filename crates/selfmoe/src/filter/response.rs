@@ -2,9 +2,13 @@
 
 use std::collections::HashMap;
 
-use super::{Reason, Rejection, Rules, check_common, stated_answer};
+use super::{Reason, Rejection, Rules, check_common};
 use crate::{
-    answer,
+    answer::{
+        choice::{self, Choice},
+        code, number, python,
+        text::{normalise, stated},
+    },
     domain::{Domain, Limits},
     rouge,
     shard::End,
@@ -58,8 +62,9 @@ impl ResponseFilter {
                 format!("{} tokens", self.limits.max_response_tokens),
             ));
         }
-        let output = if self.rules.function_in_response { answer::code(text) } else { text };
-        let output = output.trim_matches('\n').trim_end();
+        let wants_code = self.rules.function_in_response;
+        let code = if wants_code { code::extract_any(text, instruction, input) } else { None };
+        let output = code.as_deref().unwrap_or(text).trim_matches('\n').trim_end();
         let words = self.limits.min_response_words..=self.limits.max_response_words;
         check_common(output, words, self.limits.max_repetition)?;
         self.check_copied(output, demonstrations)?;
@@ -68,8 +73,8 @@ impl ResponseFilter {
         {
             return Err(Rejection::new(Reason::FalseEquation, equation));
         }
-        if self.rules.function_in_response {
-            check_function(instruction, input, output)?;
+        if wants_code {
+            check_function(instruction, input, output, code.is_some())?;
             return Ok(AcceptedResponse { output: output.to_owned(), answer: None });
         }
         let output = output.trim_start();
@@ -89,56 +94,51 @@ impl ResponseFilter {
     }
 
     fn check_answer(&self, input: &str, output: &str) -> Result<Option<String>, Rejection> {
-        let stated = stated_answer(output);
+        let stated = stated(output);
         if self.rules.stated_answer && stated.is_none() {
-            return Err(Rejection::new(Reason::NoAnswer, format!("no \"{}\"", super::ANSWER_MARK)));
+            return Err(Rejection::new(Reason::NoAnswer, "nothing like \"The answer is …\""));
         }
-        let options = answer::options(input);
+        let options = choice::options(input);
         if self.rules.option_in_response && options.len() > 1 {
             return check_option(&options, output).map(Some);
         }
         if self.rules.number_in_response {
-            let number = answer::number(stated.unwrap_or(output));
-            return number.map(Some).ok_or_else(|| Rejection::new(Reason::NoNumber, ""));
+            // Where an answer is stated, no other number is taken for it.
+            let found = if stated.is_some() { number::announced(output) } else { number::extract(output) };
+            let found = found.ok_or_else(|| Rejection::new(Reason::NoNumber, ""))?;
+            return Ok(Some(number::plain(found).unwrap_or_else(|| found.to_owned())));
         }
         Ok(stated.map(str::to_owned))
     }
 }
 
-fn check_option(options: &[answer::Choice], output: &str) -> Result<String, Rejection> {
+fn check_option(options: &[Choice<'_>], output: &str) -> Result<String, Rejection> {
     let wrong = |what: String| Rejection::new(Reason::WrongOption, what);
-    let letter = answer::letter(output).ok_or_else(|| wrong("no letter".into()))?;
-    let option =
-        options.iter().find(|o| o.letter == letter).ok_or_else(|| wrong(format!("no option {letter}")))?;
-    let words = |text: &str| rouge::words(text).collect::<Vec<_>>();
-    match answer::letter_text(output) {
-        Some(text) if words(text) != words(&option.text) => {
-            Err(wrong(format!("option {letter} is \"{}\", not \"{text}\"", option.text)))
+    let letter = choice::letter(output, options).ok_or_else(|| wrong("no letter of an option".into()))?;
+    let option = options.iter().find(|(option, _)| *option == letter).map_or("", |(_, text)| text);
+    match choice::quoted(output) {
+        Some(text) if normalise(text) != normalise(option) => {
+            Err(wrong(format!("option {letter} is \"{option}\", not \"{text}\"")))
         }
         _ => Ok(letter.to_string()),
     }
 }
 
-fn check_function(instruction: &str, input: &str, output: &str) -> Result<(), Rejection> {
-    let defined = answer::functions(output);
+/// `output` is the code that was found in the response or, if none was `found`, the response.
+fn check_function(instruction: &str, input: &str, output: &str, found: bool) -> Result<(), Rejection> {
+    let defined = code::functions(output);
     if defined.is_empty() {
         return Err(Rejection::new(Reason::NoFunction, ""));
     }
-    if let Some(fault) = answer::python_fault(output) {
-        return Err(Rejection::new(Reason::InvalidCode, fault));
+    let asked = code::asked_for(instruction, input, &defined).is_some();
+    // A task names its function by a first line in the input, or somewhere in its words; a word with an underscore may be
+    // a name.
+    let free = code::functions(input).is_empty() && !instruction.contains('_');
+    if !found || !(asked || free) {
+        return Err(Rejection::new(Reason::WrongFunction, format!("defines {}", defined.join(", "))));
     }
-    let asked = answer::functions(input);
-    let in_text = |name: &String| {
-        instruction.split(|c: char| !(c.is_alphanumeric() || c == '_')).any(|word| word == name)
-    };
-    // A task names its function by a first line in the input, or somewhere in its words.
-    let right = match asked.last() {
-        Some(name) => defined.contains(name),
-        None => defined.iter().any(in_text) || !instruction.contains('_'),
-    };
-    if right {
-        Ok(())
-    } else {
-        Err(Rejection::new(Reason::WrongFunction, format!("defines {}", defined.join(", "))))
+    match python::fault(output) {
+        Some(fault) => Err(Rejection::new(Reason::InvalidCode, fault)),
+        None => Ok(()),
     }
 }

@@ -106,6 +106,9 @@ fn responses() {
     check(&stated, "", "2 + 2 = 4\nThe answer is 4.", Ok(Some("4")));
     check(&stated, "", "2 + 2 = 4", Err(Reason::NoAnswer));
     check(&stated, "", "The answer is four.", Err(Reason::NoNumber));
+    check(&stated, "", "2 + 2 = 4\nThe answer is four.", Err(Reason::NoNumber));
+    check(&stated, "", "The answer is 600 + 400 = 1,000.0 of 2,000.", Ok(Some("1000")));
+    check(&stated, "", "Answer: $4.50", Ok(Some("4.5")));
     check(&free, "", "2 + 2 = 4", Ok(Some("4")));
     check(&mixed, "", "It sleeps. The answer is bed.", Ok(Some("bed")));
     check(&mixed, "A. x\nB. y", "The answer is B.", Ok(Some("B")));
@@ -134,6 +137,9 @@ fn picked_options_must_be_quoted_right() {
     check("B. a dog", None);
     check("B. A dog!", None);
     check("(B)", None);
+    check("**B**, because it barks", None);
+    check("a dog", Some(Reason::WrongOption));
+    check("C. a dog", Some(Reason::WrongOption));
     check("B. the cat", Some(Reason::WrongOption));
 }
 
@@ -151,6 +157,14 @@ fn code_responses() {
         "```python\ndef total(x):\n    return x\n```\nDone.",
         Ok("def total(x):\n    return x"),
     );
+    check(
+        "Write total.",
+        "",
+        "Here it's:\ndef total(x):\n    return x\nIt returns x.",
+        Ok("def total(x):\n    return x"),
+    );
+    check("Write it", "def total(x):", "    return x", Ok("def total(x):\n    return x"));
+    check("Write total.", "", "```\ntotal(1)\n```\ndef total(x): 0", Err(Reason::WrongFunction));
     check("Write it", "def total(x):", "def sum(x):\n    return x", Err(Reason::WrongFunction));
     check("Write add_up(x)", "", "def total(x):\n    return x", Err(Reason::WrongFunction));
     check("Write add_up(x)", "", "def add_up(x):\n    return x", Ok("def add_up(x):\n    return x"));

@@ -13,30 +13,46 @@ use super::text::normalise;
 /// An option's letter and text.
 pub type Choice<'a> = (char, &'a str);
 
-/// The options that stand in an item's input, one a line: `A. …` (or `A) …`, `(A) …`).
+/// The options that stand in a task's input, one a line: `A. …` (or `A) …`, `(A) …`, `A: …`). They are in alphabetical
+/// order from A: a line of the question that looks like an option is none.
 pub fn options(input: &str) -> Vec<Choice<'_>> {
     let mut found: Vec<Choice<'_>> = Vec::new();
-    for line in input.lines() {
-        let line = line.trim_start().trim_start_matches('(');
-        let mut chars = line.chars();
-        let (Some(letter), Some('.' | ')' | ':')) = (chars.next(), chars.next()) else { continue };
-        // In order from A: a line of the question that looks like an option is none.
-        if found.len() < 26 && u32::from(letter) == u32::from('A') + found.len() as u32 {
-            found.push((letter, chars.as_str().trim_start_matches(')').trim()));
+    for (letter, text) in input.lines().filter_map(lettered) {
+        if usize::from(letter as u8 - b'A') == found.len() {
+            found.push((letter, text));
         }
     }
     found
 }
 
-/// The letter that a response chooses.
+/// Splits `B. text`, `B) text`, `(B) text` or `B: text` into letter and text. A blank must follow: "A.M. is morning" is no
+/// option.
+fn lettered(line: &str) -> Option<Choice<'_>> {
+    let mut chars = line.trim_start().trim_start_matches('(').chars();
+    let letter = chars.next().filter(char::is_ascii_uppercase)?;
+    let text = chars.as_str().strip_prefix(['.', ')', ':'])?.trim_start_matches(')');
+    (text.is_empty() || text.starts_with(char::is_whitespace)).then_some((letter, text.trim()))
+}
+
+/// The letter that a response chooses, by name or by the option's text.
 pub fn extract(response: &str, options: &[Choice<'_>]) -> Option<char> {
-    let announced = super::after_marker(response);
-    announced
-        .and_then(|rest| leading_letter(rest, options))
-        .or_else(|| leading_letter(response, options))
+    let announced = super::announced(response);
+    letter(response, options)
         .or_else(|| announced.and_then(|rest| whole_text(first_line(rest), options)))
         .or_else(|| whole_text(response, options))
         .or_else(|| only_mentioned(response, options))
+}
+
+/// The letter that a response names: the first two of the ways above, without a look at the options' texts.
+pub fn letter(response: &str, options: &[Choice<'_>]) -> Option<char> {
+    super::announced(response)
+        .and_then(|rest| leading_letter(rest, options))
+        .or_else(|| leading_letter(response, options))
+}
+
+/// The text that a response gives beside the letter that it starts with (`B. text`), if it gives one.
+pub fn quoted(response: &str) -> Option<&str> {
+    lettered(first_line(response.trim())).map(|(_, text)| text).filter(|text| !text.is_empty())
 }
 
 fn first_line(text: &str) -> &str {
@@ -85,6 +101,10 @@ mod tests {
         check("Which?\n(A) red\n(B) blue", &[('A', "red"), ('B', "blue")]);
         check("A) 1\nB) 2\nD) 4", &[('A', "1"), ('B', "2")]);
         check("B. Franklin was here.\nA. yes\nB. no", &[('A', "yes"), ('B', "no")]);
+        check("A) one\nC) three\nB) two", &[('A', "one"), ('B', "two")]);
+        check("A.M. or P.M.?\nA. morning\nB. evening", &[('A', "morning"), ('B', "evening")]);
+        check("A. \nB: x", &[('A', ""), ('B', "x")]);
+        check("a. red\nb. blue", &[]);
         check("", &[]);
     }
 
@@ -121,6 +141,34 @@ mod tests {
         check("E", None);
         check("Dogs", None);
         check("The answer is 12.", Some('D'));
+        check("(C) because", Some('C'));
+        check("D because it is a dozen", Some('D'));
+        check("The answer is B. And the answer is C.", Some('C'));
+        check("A dog is an animal", None);
+        check("I think so", None);
+        check("the answer is", None);
         check("", None);
+    }
+
+    #[test]
+    fn a_named_letter_is_told_from_a_text() {
+        let options = [('A', "red"), ('B', "blue")];
+        let check = |response: &str, named: Option<char>, text: Option<&str>| {
+            assert_eq!((letter(response, &options), quoted(response)), (named, text), "{response}");
+        };
+        check("B. blue\nBecause.", Some('B'), Some("blue"));
+        check("(B)", Some('B'), None);
+        check("The answer is B.", Some('B'), None);
+        check("blue", None, None);
+        check("The answer is blue.", None, None);
+        check("C. green", None, Some("green"));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_read_without_panic(text in "[\\PC\n]{0,60}|[-0-9,./ #(A-C.)\n'\"\\\\`\u{e9}]{0,40}") {
+            let options = options(&text);
+            let _ = (extract(&text, &options), letter(&text, &options), quoted(&text));
+        }
     }
 }

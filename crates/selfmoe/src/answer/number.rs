@@ -8,14 +8,19 @@
 //! two allowances: a percentage `50%` equals both 50 and 0.5, and where the expected number has decimals, an
 //! answer with more decimals is rounded to as many.
 
+use std::fmt;
+
 /// The final number of a response, as it is written there.
-pub fn extract(response: &str) -> Option<String> {
-    let announced = super::after_marker(response).and_then(|rest| {
-        let line = rest.lines().next().unwrap_or_default();
-        let result = line.rsplit_once('=').and_then(|(_, result)| numbers(result).next());
-        result.or_else(|| numbers(rest).next())
-    });
-    announced.or_else(|| numbers(response).last()).map(Into::into)
+pub fn extract(response: &str) -> Option<&str> {
+    announced(response).or_else(|| numbers(response).last())
+}
+
+/// The number that the response's last announcement announces, as it is written there.
+pub fn announced(response: &str) -> Option<&str> {
+    let rest = super::announced(response)?;
+    let line = rest.lines().next().unwrap_or_default();
+    let result = line.rsplit_once('=').and_then(|(_, result)| numbers(result).next());
+    result.or_else(|| numbers(rest).next())
 }
 
 /// Whether `found` is the number `expected`. Never for text that is not a number.
@@ -27,6 +32,18 @@ pub fn equal(found: &str, expected: &str) -> bool {
     let Some(wanted) = Number::parse(expected.trim_end_matches('%')) else { return false };
     let Some(given) = Number::parse(found) else { return false };
     given.is(&wanted) || (percent && given.over_hundred().is_some_and(|g| g.is(&wanted)))
+}
+
+/// The value of a text that is a number and nothing else, without regard to a percent sign; `None` for a division by zero
+/// or more than 18 digits.
+pub fn value(text: &str) -> Option<f64> {
+    Number::parse(text.trim().trim_end_matches('%')).map(|n| n.numerator as f64 / n.denominator as f64)
+}
+
+/// One way of writing each value, so that numbers can be counted: `1,000.0` is `1000`, `2/4` and `50/100` are `0.5`, `2/6` is
+/// `1/3`. A percent sign is dropped. `None` as for [`value`].
+pub fn plain(text: &str) -> Option<String> {
+    Number::parse(text.trim().trim_end_matches('%')).map(|number| number.to_string())
 }
 
 /// A fraction with the number of decimals it was written with.
@@ -91,6 +108,35 @@ impl Number {
         let rounded = (scaled + self.denominator) / twice;
         rounded * self.numerator.signum() == expected.numerator
     }
+}
+
+impl fmt::Display for Number {
+    /// In lowest terms: as a decimal number where that is exact, else as a fraction.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let divisor = greatest_common_divisor(self.numerator.abs(), self.denominator);
+        let (above, below) = (self.numerator / divisor, self.denominator / divisor);
+        let exact = (0..=MAX_DIGITS as u32).find(|&decimals| 10_i128.pow(decimals) % below == 0);
+        // At most 18 digits times 18 zeros; what is written can be read again.
+        let digits = |decimals| above.abs() * (10_i128.pow(decimals) / below);
+        let Some(decimals) = exact.filter(|&decimals| digits(decimals) < 10_i128.pow(MAX_DIGITS as u32))
+        else {
+            return write!(f, "{above}/{below}");
+        };
+        let (digits, scale) = (digits(decimals), 10_i128.pow(decimals));
+        let sign = if above < 0 { "-" } else { "" };
+        write!(f, "{sign}{}", digits / scale)?;
+        if decimals > 0 {
+            write!(f, ".{:0width$}", digits % scale, width = decimals as usize)?;
+        }
+        Ok(())
+    }
+}
+
+fn greatest_common_divisor(mut a: i128, mut b: i128) -> i128 {
+    while b != 0 {
+        (a, b) = (b, a % b);
+    }
+    a
 }
 
 /// The numbers of a text, in order, as written.
@@ -164,7 +210,7 @@ mod tests {
     #[test]
     fn the_final_number_is_found() {
         let check = |response: &str, expected: Option<&str>| {
-            assert_eq!(extract(response).as_deref(), expected, "{response}");
+            assert_eq!(extract(response), expected, "{response}");
         };
         check("The answer is 12.", Some("12"));
         check("the answer is: $1,234.50.", Some("1,234.50"));
@@ -190,6 +236,42 @@ mod tests {
         check("", None);
         check("The answer is 12km", Some("12"));
         check("The answer is 3:45", Some("3"));
+        check("3 + 4 = 7\nThe answer is 7.", Some("7"));
+        check("5-3 = 2", Some("2"));
+        check("It is -3.", Some("-3"));
+        check("10 - 4", Some("4"));
+        check("1,2,3", Some("3"));
+        check("3/4 of it", Some("3/4"));
+        check("the answer is unknown, but 5 fits", Some("5"));
+    }
+
+    #[test]
+    fn an_announcement_may_have_no_number() {
+        assert_eq!(announced("2 + 2 = 4\nThe answer is four."), None);
+        assert_eq!(announced("2 + 2 = 4"), None);
+        assert_eq!(announced("The answer is 4, not 5"), Some("4"));
+    }
+
+    #[test]
+    fn values_have_one_form() {
+        let check = |text: &str, expected: Option<(f64, &str)>| {
+            assert_eq!(value(text).zip(plain(text)), expected.map(|(v, p)| (v, p.into())), "{text}");
+        };
+        check("3/4", Some((0.75, "0.75")));
+        check("2/6", Some((1.0 / 3.0, "1/3")));
+        check("-7/3", Some((-7.0 / 3.0, "-7/3")));
+        check("1,000.0", Some((1000.0, "1000")));
+        check("50%", Some((50.0, "50")));
+        check("50 %", Some((50.0, "50")));
+        check("-0.50", Some((-0.5, "-0.5")));
+        check("-0", Some((0.0, "0")));
+        check("1.05", Some((1.05, "1.05")));
+        check("0.000000000000000001", Some((1e-18, "0.000000000000000001")));
+        check("1/0", None);
+        check("1e5", None);
+        check("inf", None);
+        check("x", None);
+        check("", None);
     }
 
     #[test]
@@ -230,17 +312,28 @@ mod tests {
         #[test]
         fn any_text_is_read_without_panic(text in "\\PC{0,60}", numeric in "[-−+0-9.,/% $]{0,40}") {
             for t in [&text, &numeric] {
+                let _ = (value(t), plain(t));
                 if let Some(found) = extract(t) {
-                    equal(&found, t);
-                    equal(t, &found);
+                    equal(found, t);
+                    equal(t, found);
                 }
             }
         }
 
         #[test]
         fn a_number_is_found_where_it_is_announced(n in -1_000_000_i64..1_000_000) {
-            let found = extract(&format!("7 and 8. The answer is {n}."));
-            proptest::prop_assert!(equal(&found.unwrap_or_default(), &n.to_string()));
+            let response = format!("7 and 8. The answer is {n}.");
+            let found = extract(&response);
+            proptest::prop_assert!(equal(found.unwrap_or_default(), &n.to_string()));
+        }
+
+        #[test]
+        fn the_plain_form_is_equal_and_its_own(above in -999_999_i64..999_999, below in 1_i64..9_999) {
+            for text in [format!("{above}/{below}"), format!("{above}.{below}")] {
+                let form = plain(&text).unwrap_or_default();
+                proptest::prop_assert!(equal(&form, &text), "{} {}", form, text);
+                proptest::prop_assert_eq!(plain(&form), Some(form));
+            }
         }
     }
 }

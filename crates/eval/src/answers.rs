@@ -1,14 +1,10 @@
-//! What counts as the right answer to a check item.
-//!
-//! First the *final answer* is cut out of the response, then it is compared; both depend on the kind of
-//! [`Answer`] and are described in [`number`], [`choice`], [`text`] and [`code`].
+//! What counts as the right answer to a check item. How the final answer is found in a response and when two answers are the
+//! same is said in [`mixse_selfmoe::answer`].
 
-pub mod choice;
-pub mod code;
-pub mod number;
-pub mod text;
-
-use mixse_selfmoe::record::{Answer, Example};
+use mixse_selfmoe::{
+    answer::{choice, code, number, text},
+    record::{Answer, Example},
+};
 
 /// A response, judged.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,9 +26,8 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    fn decided(extracted: Option<String>, correct: impl FnOnce(&str) -> bool) -> Self {
-        let correct = extracted.as_deref().is_some_and(correct);
-        Self::Decided { extracted, correct }
+    fn decided(extracted: Option<&str>, correct: impl FnOnce(&str) -> bool) -> Self {
+        Self::Decided { extracted: extracted.map(str::to_owned), correct: extracted.is_some_and(correct) }
     }
 }
 
@@ -45,9 +40,11 @@ pub fn judge(item: &Example, response: &str) -> Verdict {
         Some(Answer::Choice { letter }) => {
             let options = choice::options(&item.input);
             let found = choice::extract(response, &options);
-            Verdict::decided(found.map(String::from), |found| found.starts_with(*letter))
+            Verdict::Decided { extracted: found.map(String::from), correct: found == Some(*letter) }
         }
-        Some(Answer::Text { accept }) => text::judge(response, accept),
+        Some(Answer::Text { accept }) => Verdict::decided(text::extract(response), |found| {
+            accept.iter().any(|expected| text::equal(found, expected))
+        }),
         Some(Answer::Code { entry_point, tests }) => {
             match code::extract(response, entry_point, &item.input) {
                 Some(extracted) => {
@@ -59,17 +56,6 @@ pub fn judge(item: &Example, response: &str) -> Verdict {
         }
         None => Verdict::Decided { extracted: None, correct: false },
     }
-}
-
-/// Phrases that announce the final answer, in lower case; the longest that fits counts.
-const MARKERS: [&str; 6] = ["the answer is", "answer is", "answer:", "answer =", "the answer:", "####"];
-
-/// What stands behind the last announcement of a final answer.
-fn after_marker(response: &str) -> Option<&str> {
-    // ASCII only, so that positions stay those of the response.
-    let lower = response.to_ascii_lowercase();
-    let end = MARKERS.iter().filter_map(|m| lower.rfind(m).map(|at| at + m.len())).max()?;
-    Some(response[end..].trim_start_matches([':', ' ', '*', '_', '\n']))
 }
 
 #[cfg(test)]
@@ -112,14 +98,43 @@ mod tests {
     }
 
     #[test]
-    fn the_last_announcement_counts() {
-        let check = |response, expected| assert_eq!(after_marker(response), expected, "{response}");
-        check("The answer is 3. No, the answer is 4.", Some("4."));
-        check("Answer: 4", Some("4"));
-        check("**Answer:** 4", Some("4"));
-        check("#### 12", Some("12"));
-        check("THE ANSWER IS: x", Some("x"));
-        check("four", None);
-        check("Die Größe İ: the answer is ß", Some("ß"));
+    fn the_final_text_is_compared() {
+        let check = |response: &str, accept: &[&str], extracted: Option<&str>, correct: bool| {
+            let accept = accept.iter().map(ToString::to_string).collect();
+            let expected = Verdict::Decided { extracted: extracted.map(Into::into), correct };
+            assert_eq!(judge(&item("", Answer::Text { accept }), response), expected, "{response}");
+        };
+        check("The answer is Greta.", &["Greta"], Some("Greta."), true);
+        check("The answer is the Nile", &["Nile"], Some("the Nile"), true);
+        check("Greta", &["Greta"], Some("Greta"), true);
+        check("It flows north.\nNile\n\n", &["The Nile"], Some("Nile"), true);
+        check(
+            "The answer is Paris. It lies on the Seine.",
+            &["Paris"],
+            Some("Paris. It lies on the Seine."),
+            true,
+        );
+        check("The answer is **Paris**\nmore", &["Paris"], Some("Paris**"), true);
+        check("Greta or Finn", &["Greta"], Some("Greta or Finn"), false);
+        check("The answer is no", &["yes", "true"], Some("no"), false);
+        check("", &["Greta"], None, false);
+        check("The answer is .", &["."], Some("."), false);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_response_is_judged_without_panic(
+            response in "(\\PC|\n|answer is|```|def f\\(|[-0-9.,/%=A-C]){0,30}",
+        ) {
+            let accept = vec![response.clone()];
+            for answer in [
+                Answer::Number { value: response.clone(), expression: None },
+                Answer::Choice { letter: 'B' },
+                Answer::Text { accept: accept.clone() },
+                Answer::Code { entry_point: "f".into(), tests: accept },
+            ] {
+                let _ = judge(&item(&response, answer), &response);
+            }
+        }
     }
 }

@@ -9,7 +9,7 @@
 //! The code must define the entry point (`def NAME(` or `NAME =`). An unclosed last fence ends with the response. Where
 //! the response breaks off behind the first line of one more definition, that line is left out.
 
-/// The code that defines `entry_point`.
+/// The code that defines `entry_point`. `input` is the task's input.
 pub fn extract(response: &str, entry_point: &str, input: &str) -> Option<String> {
     let fenced = fences(response).into_iter().find(|code| defines(code, entry_point));
     if let Some(code) = fenced {
@@ -21,6 +21,45 @@ pub fn extract(response: &str, entry_point: &str, input: &str) -> Option<String>
     }
     let code = plain(bare);
     defines(&code, entry_point).then(|| without_open_end(&code, entry_point))
+}
+
+/// The code of a response to a task whose function is not known for sure: that of the function which the task asks for, else
+/// of the first one that the response defines.
+pub fn extract_any(response: &str, instruction: &str, input: &str) -> Option<String> {
+    let defined = functions(response);
+    let begun = functions(input).pop();
+    let entry_point = begun
+        .as_deref()
+        .or_else(|| asked_for(instruction, input, &defined))
+        .or(defined.first().map(String::as_str))?;
+    extract(response, entry_point, input)
+}
+
+/// The function that a task asks for among those that are `defined`: the one of the input's last `def` line, or without such a
+/// line the first one whose name stands in the instruction.
+pub fn asked_for<'d>(instruction: &str, input: &str, defined: &'d [String]) -> Option<&'d str> {
+    let begun = functions(input).pop();
+    let asked = |name: &&String| match &begun {
+        Some(begun) => begun == *name,
+        None => instruction.split(|c: char| !is_part_of_name(c)).any(|word| word == **name),
+    };
+    defined.iter().find(asked).map(String::as_str)
+}
+
+/// Names of the functions that are defined at the start of a line, in order.
+pub fn functions(code: &str) -> Vec<String> {
+    code.lines().filter_map(function_name).map(str::to_owned).collect()
+}
+
+/// The name in a line `def NAME(` or `async def NAME(`.
+pub(super) fn function_name(line: &str) -> Option<&str> {
+    let rest = line.strip_prefix("async ").unwrap_or(line).strip_prefix("def ")?.trim_start();
+    let name = rest[..rest.find('(')?].trim_end();
+    (!name.is_empty() && name.chars().all(is_part_of_name)).then_some(name)
+}
+
+fn is_part_of_name(c: char) -> bool {
+    c.is_alphanumeric() || c == '_'
 }
 
 /// Leaves out a definition that has only its first line, if the entry point stands before it.
@@ -38,15 +77,12 @@ fn without_open_end(code: &str, entry_point: &str) -> String {
     }
 }
 
+/// By `def`, at any depth, or by an assignment.
 fn defines(code: &str, name: &str) -> bool {
-    code.lines().any(|line| {
-        let line = line.trim_start();
-        let rest = line.strip_prefix("async ").unwrap_or(line);
-        let rest = rest.strip_prefix("def ").map_or(line, str::trim_start);
-        rest.strip_prefix(name).is_some_and(|r| {
-            let r = r.trim_start();
-            r.starts_with('(') && rest.len() != line.len() || (r.starts_with('=') && !r.starts_with("=="))
-        })
+    code.lines().map(str::trim_start).any(|line| {
+        let rest = || line.strip_prefix(name).map(str::trim_start);
+        function_name(line) == Some(name)
+            || rest().is_some_and(|rest| rest.starts_with('=') && !rest.starts_with("=="))
     })
 }
 
@@ -90,9 +126,7 @@ fn starts_code(line: &str) -> bool {
         ["def ", "async def ", "class ", "import ", "from ", "@", "if ", "for ", "while "];
     let assigned = || {
         let name = line.split('=').next().unwrap_or_default().trim_end();
-        let identifier = |n: &str| {
-            n.chars().all(|c| c.is_alphanumeric() || c == '_') && n.starts_with(|c: char| !c.is_numeric())
-        };
+        let identifier = |n: &str| n.chars().all(is_part_of_name) && n.starts_with(|c: char| !c.is_numeric());
         line.contains(" = ") && identifier(name)
     };
     // A sentence may start with these words as well; code that does ends its line with a colon.
@@ -151,10 +185,49 @@ mod tests {
         check("", "", None);
     }
 
+    #[test]
+    fn functions_are_listed() {
+        let check = |code: &str, expected: &[&str]| assert_eq!(functions(code), expected, "{code}");
+        check("import a\ndef f (x):\n  def inner(): 0\nasync def g(): 0", &["f", "g"]);
+        check("Here:\n```python\ndef f(): 0\n```\nDone", &["f"]);
+        check("def f", &[]);
+        check("define f(x)", &[]);
+        check("def two words(x):", &[]);
+    }
+
+    #[test]
+    fn code_is_found_without_a_known_function() {
+        let check = |instruction: &str, input: &str, response: &str, expected: Option<&str>| {
+            assert_eq!(extract_any(response, instruction, input).as_deref(), expected, "{response}");
+        };
+        let code = "def f(x):\n    return x";
+        check("Do it", "", code, Some(code));
+        check("Do it", "", "Here:\n```python\ndef f(): 0\n```\nDone", Some("def f(): 0"));
+        check("Do it", "", "Here it's:\ndef f(x):\n    return x\nDone.", Some(code));
+        check("Do it", "", "```\npip install x\n```\n```\ndef f(x):\n    return x\n```", Some(code));
+        check("Write f", "", "```\ndef g(): 0\n```\n```\ndef f(): 0\n```", Some("def f(): 0"));
+        check("Do it", "def f(x):", "    return x", Some(code));
+        check("Write g", "def f(x):", "def g(x): return x", None);
+        check("Do it", "", "f = 3", None);
+        check("", "", "", None);
+    }
+
+    #[test]
+    fn the_input_tells_more_about_the_function_than_the_instruction() {
+        let check = |instruction: &str, input: &str, expected: Option<&str>| {
+            let defined = ["count".to_owned(), "total".to_owned()];
+            assert_eq!(asked_for(instruction, input, &defined), expected, "{instruction} {input}");
+        };
+        check("Write total(x) to count", "", Some("count"));
+        check("Write total(x) to count", "def total(x):", Some("total"));
+        check("Write total(x)", "def other(x):", None);
+        check("Write it", "", None);
+    }
+
     proptest::proptest! {
         #[test]
         fn any_text_is_read_without_panic(text in "(\\PC|\n|```|def f|    ){0,30}") {
-            let _ = extract(&text, "f", &text);
+            let _ = (extract(&text, "f", &text), extract_any(&text, &text, &text));
         }
     }
 }
