@@ -255,6 +255,9 @@ unsafe fn wide<V: Vector>(a: Interleave, first: usize, chain: usize, b: *const f
     }
 }
 
+/// Rows of the largest tile that [`direct`] has code for.
+const MOST_DIRECT: usize = 12;
+
 /// A moderate number of rows straight from the packed form: widening weights in registers costs less than writing them
 /// as f32 first, until very many rows share them.
 ///
@@ -268,8 +271,7 @@ pub(crate) unsafe fn direct<V: Vector, S: Source<V> + Packing>(
     source: impl Fn(usize) -> S,
     ends: Ends,
 ) {
-    // A packed word and its widened values need registers beside the sums.
-    let most = tile_rows(rows, most_rows::<V, S>(1).min(V::ROWS - 2));
+    let most = tile_rows(rows, most_rows::<V, S>(1).min(MOST_DIRECT));
     scratch::with(rows * depth, |a| {
         // SAFETY: the caller's promise.
         unsafe { interleave::<V>(left, rows, most, 0..depth, a) };
