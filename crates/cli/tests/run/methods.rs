@@ -213,10 +213,12 @@ fn a_study_shares_results_continues_and_grows() {
         let row = file.lines().find(|row| row.contains(&format!("\"id\":\"{}\"", fields[4]))).unwrap();
         assert_eq!(row.contains("\"correct\":true"), fields[5] == "1", "{line}");
     }
-    let summary: Value = serde_json::from_slice(&fs::read(directory.join("study.json")).unwrap()).unwrap();
+    let written: Value = serde_json::from_slice(&fs::read(directory.join("study.json")).unwrap()).unwrap();
     let rows = |setting: &str| {
         let of = |run: &&Value| run["group"] == setting && run["seed"] == 0;
-        summary["data"].as_array().unwrap().iter().find(of).unwrap()["rows"][0][1].as_u64().unwrap()
+        written["findings"]["data"].as_array().unwrap().iter().find(of).unwrap()["rows"][0][1]
+            .as_u64()
+            .unwrap()
     };
     assert_eq!(rows("seeds too"), rows("token by token") + 6, "the six seeds are trained on as well");
 
