@@ -28,7 +28,7 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
         if !line.ends_with('\n') {
             break;
         }
-        rows.push(serde_json::from_str(&line).map_err(|e| Error::row(path, number, e.to_string()))?);
+        rows.push(serde_json::from_str(&line).map_err(|e| bad_row(path, number, &e))?);
     }
     Ok(rows)
 }
@@ -43,11 +43,16 @@ pub fn read_data<T: DeserializeOwned>(path: &Path) -> Result<Vec<(usize, T)>> {
     for (i, line) in BufReader::new(file).lines().enumerate() {
         let line = line.map_err(|e| Error::io(path, e))?;
         if !line.trim().is_empty() {
-            let row = serde_json::from_str(&line).map_err(|e| Error::row(path, i + 1, e.to_string()))?;
+            let row = serde_json::from_str(&line).map_err(|e| bad_row(path, i + 1, &e))?;
             rows.push((i + 1, row));
         }
     }
     Ok(rows)
+}
+
+/// The parser counts lines within the row: only its column means something in the file.
+fn bad_row(path: &Path, line: usize, error: &serde_json::Error) -> Error {
+    Error::row(path, line, error.to_string().replace(" at line 1 column ", " at column "))
 }
 
 /// Writes rows to a temporary name in the same directory, syncs and renames.
@@ -164,7 +169,8 @@ mod tests {
         let path = directory.path().join("rows.jsonl");
         std::fs::write(&path, "1\nx\n3\n").unwrap();
         assert!(read::<u32>(&path).unwrap_err().to_string().contains("rows.jsonl:2: "));
-        assert!(read_data::<u32>(&path).unwrap_err().to_string().contains("rows.jsonl:2: "));
+        let error = read_data::<u32>(&path).unwrap_err().to_string();
+        assert!(error.ends_with("rows.jsonl:2: expected value at column 1"), "{error}");
         assert!(read_data::<u32>(&directory.path().join("none")).unwrap_err().to_string().contains("none: "));
     }
 

@@ -201,10 +201,10 @@ pub fn load(settings: &Settings) -> Result<Vec<Planned>> {
             planned.extend(plan(task, settings)?);
         }
     }
-    let named = |name: &&String| !planned.iter().any(|p| p.task.name == **name);
+    let unplanned = |name: &&String| !planned.iter().any(|p| p.task.name == **name);
     let mut wanted =
         settings.samples.iter().flatten().filter(|(_, rows)| !rows.is_empty()).map(|(name, _)| name);
-    if let Some(name) = wanted.find(named) {
+    if let Some(name) = wanted.find(unplanned) {
         return Err(Error::Invalid(format!(
             "rows of {name:?} are asked for, which is none of the tasks to evaluate (a group's rows go by its tasks, such as \
              mmlu_anatomy)"
