@@ -4,7 +4,11 @@
 //! every right and becomes Python. Both are single-threaded and short, and everything here is a safe call.
 
 use std::{
-    os::unix::process::{CommandExt, ExitStatusExt},
+    fs,
+    os::unix::{
+        fs::MetadataExt,
+        process::{CommandExt, ExitStatusExt},
+    },
     path::{Path, PathBuf},
     process::{Command, ExitCode, ExitStatus},
     time::{Duration, Instant},
@@ -13,7 +17,7 @@ use std::{
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
-use super::{Defences, Limits, Python};
+use super::{Defences, Limits, MAX_FILES, Python};
 use crate::{Error, Result};
 
 /// What the launcher is told, as its last argument.
@@ -124,18 +128,51 @@ fn watch(spec: Spec, launcher_args: &[String]) -> std::result::Result<String, St
         .spawn()
         .map_err(|e| format!("the second stage does not start: {e}"))?;
     let mut pause = Duration::from_millis(1);
-    loop {
+    let why = loop {
         match child.try_wait() {
             Ok(Some(status)) => return Ok(describe(status, &inner.limits)),
-            Ok(None) if Instant::now() >= deadline => break,
+            Ok(None) if Instant::now() >= deadline => break "time",
+            // A file system of its own has a size.
+            Ok(None) if !inner.defences.namespaces && !Room::of(&inner.limits).holds(&inner.work) => {
+                break "space";
+            }
             Ok(None) => std::thread::sleep(pause),
             Err(e) => return Err(format!("the interpreter cannot be awaited: {e}")),
         }
         pause = (pause * 2).min(Duration::from_millis(10));
-    }
+    };
     // Where there is a process namespace, its first process takes all others with it.
     child.kill().and_then(|()| child.wait()).map_err(|e| format!("the interpreter cannot be ended: {e}"))?;
-    Ok("time".into())
+    Ok(why.into())
+}
+
+/// What a program's directory may still take.
+struct Room {
+    files: usize,
+    bytes: u64,
+}
+
+impl Room {
+    fn of(limits: &Limits) -> Self {
+        Self { files: MAX_FILES, bytes: limits.file_size }
+    }
+
+    /// Whether everything below a directory has room. A directory that cannot be listed hides something.
+    fn holds(&mut self, directory: &Path) -> bool {
+        let entries = match fs::read_dir(directory) {
+            Ok(entries) => entries,
+            Err(e) => return e.kind() == std::io::ErrorKind::NotFound,
+        };
+        // What is gone meanwhile needs no room.
+        entries.flatten().filter_map(|entry| Some((entry.path(), entry.metadata().ok()?))).all(
+            |(path, found)| {
+                let left = self.files.checked_sub(1).zip(self.bytes.checked_sub(512 * found.blocks()));
+                let Some((files, bytes)) = left else { return false };
+                (self.files, self.bytes) = (files, bytes);
+                !found.is_dir() || self.holds(&path)
+            },
+        )
+    }
 }
 
 fn describe(status: ExitStatus, limits: &Limits) -> String {

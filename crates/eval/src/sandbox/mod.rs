@@ -10,13 +10,14 @@
 //!
 //! | defence | what it takes away | without it |
 //! |---|---|---|
-//! | namespaces | files, network, other processes: a root of its own with the system read-only and a bounded empty directory; the kernel ends every process of the namespace with the first one | Landlock and seccomp do the same |
+//! | namespaces | files, network, other processes: a root of its own with the system read-only and a bounded empty directory; the kernel ends every process of the namespace with the first one | Landlock and seccomp do the same, but show which files there are; the watcher keeps the directory small |
 //! | other user (only when started by root) | root's rights; the process limit counts | – |
 //! | Landlock | files and TCP by rule, even where the root is private | namespaces do |
-//! | seccomp | every system call that a computing program does not need: sockets, new processes, signals to others, ptrace, mounts | refused |
+//! | seccomp | every system call that a computing program does not need: sockets, new processes, signals to others, ptrace, mounts; without a private root also changes of modes and times, which Landlock does not govern | refused |
 //!
-//! The minimum is seccomp with namespaces or Landlock. New processes are refused (as the usual graders of generated code
-//! do by replacing `os.fork` and `subprocess`), so nothing can outlive the interpreter; threads are counted.
+//! The minimum is seccomp with namespaces or Landlock. Threads are counted where the interpreter has a user that is not root's and not
+//! shared with other processes; elsewhere only memory bounds them. New processes are refused (as the usual graders of generated code
+//! do by replacing `os.fork` and `subprocess`), so nothing can outlive the interpreter.
 
 mod child;
 #[cfg(target_os = "linux")]
@@ -42,9 +43,10 @@ pub struct Limits {
     pub cpu_seconds: u64,
     /// Bytes of address space.
     pub memory: u64,
-    /// Threads, the main one included (counted where the user is the sandbox's own).
+    /// Threads, the main one included (counted where the user is the sandbox's own, and not root).
     pub threads: u64,
-    /// Bytes in one file, and in the whole directory where namespaces are available.
+    /// Bytes in one file and in the whole directory. Without namespaces the directory is measured while the program runs, so it
+    /// can be larger for some milliseconds.
     pub file_size: u64,
     /// Bytes written to standard output and standard error.
     pub output: usize,
@@ -102,6 +104,22 @@ pub(crate) struct Defences {
     pub(crate) landlock: bool,
     pub(crate) seccomp: bool,
 }
+
+/// One of the defences; the module's documentation says what it does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Defence {
+    /// Namespaces with a private root.
+    Namespaces,
+    /// Another user than root.
+    OtherUser,
+    /// Landlock.
+    Landlock,
+    /// The filter of system calls.
+    Seccomp,
+}
+
+/// So many files and directories a program may make.
+const MAX_FILES: usize = 1024;
 
 /// Whether one defence works here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -191,7 +209,6 @@ pub struct Sandbox {
     limits: Limits,
     python: Python,
     capabilities: Capabilities,
-    defences: Defences,
 }
 
 impl Sandbox {
@@ -209,42 +226,65 @@ impl Sandbox {
     /// As [`Sandbox::open`].
     pub fn with_python(launcher: Launcher, limits: Limits, policy: Policy, python: Python) -> Result<Self> {
         let capabilities = Self::probe(&launcher, &python);
+        Self { launcher, limits, python, capabilities }.tried(policy)
+    }
+
+    /// The same sandbox with defences switched off, to see what the others stop by themselves.
+    ///
+    /// # Errors
+    /// What is left is less than the minimum.
+    pub fn without(&self, off: &[Defence]) -> Result<Self> {
+        let capabilities = Self::probe_without(&self.launcher, &self.python, off);
+        Self { capabilities, ..self.clone() }.tried(Policy::RequireMinimum)
+    }
+
+    fn tried(self, policy: Policy) -> Result<Self> {
+        let capabilities = &self.capabilities;
         if !capabilities.minimum() && policy == Policy::RequireMinimum {
             return Err(Error::Sandbox(format!(
                 "this system lacks what is needed to run generated code safely ({capabilities:?}); run it in a \
                  container or machine of its own and say that weak isolation is accepted"
             )));
         }
-        let defences = capabilities.defences();
-        let sandbox = Self { launcher, limits, python, capabilities, defences };
-        match sandbox.run("")? {
-            Outcome::Passed => Ok(sandbox),
+        match self.run("")? {
+            Outcome::Passed => Ok(self),
             other => Err(Error::Sandbox(format!("an empty program does not run: {}", other.describe()))),
         }
     }
 
     /// Which defences work here: an empty program is run under each.
     pub fn probe(launcher: &Launcher, python: &Python) -> Capabilities {
-        let try_out = |defences: Defences| match run::run(launcher, &Limits::default(), python, defences, "")
-        {
-            Ok(Outcome::Passed) => Support::Available,
-            Ok(other) => Support::Missing(other.describe()),
-            Err(e) => Support::Missing(e.to_string()),
+        Self::probe_without(launcher, python, &[])
+    }
+
+    fn probe_without(launcher: &Launcher, python: &Python, off: &[Defence]) -> Capabilities {
+        let try_out = |defence: Defence, defences: Defences, program: &str| {
+            if off.contains(&defence) {
+                return Support::Missing("switched off".into());
+            }
+            match run::run(launcher, &Limits::default(), python, defences, program) {
+                Ok(Outcome::Passed) => Support::Available,
+                Ok(other) => Support::Missing(other.describe()),
+                Err(e) => Support::Missing(e.to_string()),
+            }
         };
-        let namespaces = try_out(Defences { namespaces: true, ..Defences::default() });
+        let none = Defences::default();
+        let namespaces = try_out(Defence::Namespaces, Defences { namespaces: true, ..none }, "");
         let other_user = match child::started_by_root() {
             // Alone it may fail because the interpreter lies in a directory that only root can read; the private
-            // root of the namespaces shows it to the other user.
-            true => {
-                try_out(Defences { other_user: true, namespaces: namespaces.on(), ..Defences::default() })
-            }
+            // root of the namespaces shows it to the other user. In a user namespace there is none.
+            true => try_out(
+                Defence::OtherUser,
+                Defences { other_user: true, namespaces: namespaces.on(), ..none },
+                "import os\nassert os.getuid() != 0, 'still root'",
+            ),
             false => Support::NotNeeded,
         };
         Capabilities {
             namespaces,
             other_user,
-            landlock: try_out(Defences { landlock: true, ..Defences::default() }),
-            seccomp: try_out(Defences { seccomp: true, ..Defences::default() }),
+            landlock: try_out(Defence::Landlock, Defences { landlock: true, ..none }, ""),
+            seccomp: try_out(Defence::Seccomp, Defences { seccomp: true, ..none }, ""),
         }
     }
 
@@ -256,7 +296,7 @@ impl Sandbox {
     /// # Errors
     /// The launcher failed; what the program does is an [`Outcome`].
     pub fn run(&self, program: &str) -> Result<Outcome> {
-        run::run(&self.launcher, &self.limits, &self.python, self.defences, program)
+        run::run(&self.launcher, &self.limits, &self.python, self.capabilities.defences(), program)
     }
 
     /// Runs programs on as many threads as the machine has, and hands out each result with its index as it comes.

@@ -1,8 +1,10 @@
 //! The side of the sandbox that runs in our own process: starts the launcher, feeds it, listens and judges.
 
 use std::{
+    fs,
     io::{Read, Write},
-    os::unix::process::CommandExt,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
+    path::Path,
     process::{Child, Command, Stdio},
     sync::mpsc::{self, RecvTimeoutError, SyncSender},
     time::{Duration, Instant},
@@ -61,7 +63,25 @@ pub(super) fn run(
         kill_group(&child);
     }
     child.wait().map_err(|e| fail("the launcher cannot be awaited", e))?;
+    remove(directory);
     judge(&heard, &mark)
+}
+
+/// Removes the directory, and with it what the program made inaccessible to its own user. What is left then is in nobody's way.
+fn remove(directory: tempfile::TempDir) {
+    fn open_up(directory: &Path) {
+        let _ = fs::set_permissions(directory, fs::Permissions::from_mode(0o700));
+        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                open_up(&entry.path());
+            }
+        }
+    }
+    let path = directory.keep();
+    if fs::remove_dir_all(&path).is_err() {
+        open_up(&path);
+        let _ = fs::remove_dir_all(&path);
+    }
 }
 
 /// A line that the program cannot guess.
@@ -168,6 +188,7 @@ fn judge(heard: &Heard, mark: &str) -> Result<Outcome> {
         Some("exit 0") if stdout.trim_end().ends_with(mark) => Outcome::Passed,
         Some("exit 0") => Outcome::Failed { reason: "it left before its end".into() },
         Some("time") => Outcome::TimedOut,
+        Some("space") => Outcome::Failed { reason: "it filled its directory".into() },
         Some(broken) if broken.starts_with("broken") => {
             return Err(Error::Sandbox(broken.trim_start_matches("broken ").into()));
         }

@@ -80,7 +80,7 @@ pub(super) fn restrict(spec: &Spec) -> Step {
         step("Landlock", landlock_files(spec))??;
     }
     if spec.defences.seccomp {
-        syscalls::apply()?;
+        syscalls::apply(spec.defences.namespaces)?;
     }
     Ok(())
 }

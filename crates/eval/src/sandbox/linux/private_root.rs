@@ -12,7 +12,10 @@ use nix::{
     unistd::pivot_root,
 };
 
-use super::{super::child::Spec, Step, step};
+use super::{
+    super::{MAX_FILES, child::Spec},
+    Step, step,
+};
 
 const NONE: Option<&str> = None;
 const LAUNCHER: &str = "/.launcher";
@@ -35,7 +38,7 @@ pub(super) fn enter(spec: &mut Spec, launcher: &Path) -> Step<PathBuf> {
     bind(&root, launcher, Path::new(LAUNCHER), MsFlags::MS_RDONLY)?;
     let work = inside(&root, Path::new(WORK));
     step("directory", fs::create_dir(&work))?;
-    let size = format!("size={},nr_inodes=1024,mode=777", spec.limits.file_size);
+    let size = format!("size={},nr_inodes={MAX_FILES},mode=777", spec.limits.file_size);
     mount_memory(&work, &size, MsFlags::MS_NODEV | MsFlags::MS_NOSUID)?;
     let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | MsFlags::MS_NODEV;
     step("read-only root", mount(NONE, &root, NONE, read_only, NONE))?;

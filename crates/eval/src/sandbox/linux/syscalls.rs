@@ -158,12 +158,39 @@ const ALLOWED_OLDER: &[i64] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const ALLOWED_OLDER: &[i64] = &[];
 
-/// Installs the filter for this process and whatever it becomes.
-pub(super) fn apply() -> Step {
+/// What Landlock does not govern: modes, times, and before its third version (Linux 6.2) the length of files by their path.
+/// They need a private root, where there is nothing to spoil.
+const IN_PRIVATE_ROOT_ONLY: &[i64] =
+    &[libc::SYS_fchmod, libc::SYS_fchmodat, libc::SYS_utimensat, libc::SYS_truncate];
+#[cfg(target_arch = "x86_64")]
+const IN_PRIVATE_ROOT_ONLY_OLDER: &[i64] = &[libc::SYS_chmod];
+#[cfg(not(target_arch = "x86_64"))]
+const IN_PRIVATE_ROOT_ONLY_OLDER: &[i64] = &[];
+
+/// Without those that name another process as a file's owner, which the kernel then sends any signal that one likes.
+const FCNTL: &[i32] = &[
+    libc::F_DUPFD,
+    libc::F_DUPFD_CLOEXEC,
+    libc::F_GETFD,
+    libc::F_SETFD,
+    libc::F_GETFL,
+    libc::F_SETFL,
+    libc::F_GETLK,
+    libc::F_SETLK,
+    libc::F_SETLKW,
+    libc::F_OFD_GETLK,
+    libc::F_OFD_SETLK,
+    libc::F_OFD_SETLKW,
+    libc::F_GETPIPE_SZ,
+];
+
+/// Installs the filter for this process and whatever it becomes. `private_root`: it sees no files but the system, read-only, and
+/// its own.
+pub(super) fn apply(private_root: bool) -> Step {
     let arch = step("seccomp", TargetArch::try_from(std::env::consts::ARCH))?;
     let filter = step(
         "seccomp",
-        rules().and_then(|rules| {
+        rules(private_root).and_then(|rules| {
             let refuse = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
             SeccompFilter::new(rules, refuse, SeccompAction::Allow, arch)
         }),
@@ -174,8 +201,17 @@ pub(super) fn apply() -> Step {
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
-fn rules() -> Result<Rules, seccompiler::BackendError> {
+fn rules(private_root: bool) -> Result<Rules, seccompiler::BackendError> {
     let mut rules: Rules = ALLOWED.iter().chain(ALLOWED_OLDER).map(|&call| (call, Vec::new())).collect();
+    if !private_root {
+        for call in IN_PRIVATE_ROOT_ONLY.iter().chain(IN_PRIVATE_ROOT_ONLY_OLDER) {
+            rules.remove(call);
+        }
+        rules.insert(libc::SYS_openat, no_truncation_by_readers(2)?);
+        #[cfg(target_arch = "x86_64")]
+        rules.insert(libc::SYS_open, no_truncation_by_readers(1)?);
+    }
+    rules.insert(libc::SYS_fcntl, any_of(1, FCNTL.iter().map(|command| u64::from(command.unsigned_abs())))?);
     // Threads, not processes. `clone3` hides its flags in memory; refused, libraries fall back on `clone`.
     let thread = u64::from(libc::CLONE_THREAD.unsigned_abs());
     rules.insert(libc::SYS_clone, vec![when(0, Op::MaskedEq(thread), thread)?]);
@@ -192,9 +228,26 @@ fn rules() -> Result<Rules, seccompiler::BackendError> {
     rules.insert(libc::SYS_socketpair, vec![SeccompRule::new(vec![local, stream])?]);
     let harmless =
         [libc::TCGETS, libc::FIOCLEX, libc::FIONCLEX, libc::FIONREAD, libc::FIONBIO, libc::TIOCGWINSZ];
-    let ioctls: Result<_, _> = harmless.iter().map(|&request| when(1, Op::Eq, request)).collect();
-    rules.insert(libc::SYS_ioctl, ioctls?);
+    rules.insert(libc::SYS_ioctl, any_of(1, harmless)?);
     Ok(rules)
+}
+
+/// An early Landlock asks for the right to read only where a file is opened for reading, and emptied.
+fn no_truncation_by_readers(flags: u8) -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
+    let bits = |flag: i32| u64::from(flag.unsigned_abs());
+    let access = Op::MaskedEq(bits(libc::O_ACCMODE));
+    Ok(vec![
+        when(flags, Op::MaskedEq(bits(libc::O_TRUNC)), 0)?,
+        when(flags, access.clone(), bits(libc::O_WRONLY))?,
+        when(flags, access, bits(libc::O_RDWR))?,
+    ])
+}
+
+fn any_of(
+    argument: u8,
+    values: impl IntoIterator<Item = u64>,
+) -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
+    values.into_iter().map(|value| when(argument, Op::Eq, value)).collect()
 }
 
 fn when(argument: u8, op: Op, value: u64) -> Result<SeccompRule, seccompiler::BackendError> {
