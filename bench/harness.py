@@ -4,11 +4,15 @@
     python bench/harness.py write    --data DIR --out DIR
     python bench/harness.py requests --data DIR --ours FILE
     python bench/harness.py run      --data DIR --out DIR --model HF_DIR [--limit N] [--tasks a,b] [--dtype float32]
-    python bench/harness.py compare  --ours DIR --theirs DIR
+                                     [--batch-size N] [--num-fewshot N] [--chat [--fewshot-as-turns]] [--samples JSON]
+                                     [--drafts OURS]
+    python bench/harness.py compare  --ours DIR --theirs DIR [--differing FILE]
 
 `write` makes task files that include the harness's own and read the rows of DIR (the directory of `mixse eval
 --bench-data`); `requests` builds every prompt without a model and compares it with the output of
-`cargo run -p mixse-eval --example requests`; `run` evaluates a model; `compare` goes through the samples files of both, row by row.
+`cargo run -p mixse-eval --example requests`; `run` evaluates a model and says what time it took; `compare` goes through the samples
+files of both, row by row. Padding a batch changes sums by rounding: give the rows that `compare` wrote to FILE to `run --samples FILE
+--batch-size 1 --theirs DIR`, and compare again; the newest sample of a row counts.
 
 It needs `pip install lm-eval==0.4.13` (and torch and transformers for `run`) and no network.
 """
@@ -19,7 +23,9 @@ import glob
 import json
 import os
 import re
+import resource
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -192,45 +198,152 @@ def show_difference(where, ours, theirs):
     print("theirs:", theirs[max(0, at - 80) : at + 80])
 
 
-def run(out, model, names, limit, dtype, target, batch, num_fewshot, chat):
+def chosen_rows(given):
+    """`{"TASK": [ROW, …]}`, the text itself or the path of a file, as `mixse eval --samples` takes it."""
+    text = given if given.lstrip().startswith("{") else Path(given).read_text(encoding="utf-8")
+    # The harness numbers rows as if the list were sorted.
+    return {task: sorted(set(of_task)) for task, of_task in json.loads(text).items()}
+
+
+def seconds():
+    """Wall-clock and processor time so far."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return time.perf_counter(), usage.ru_utime + usage.ru_stime
+
+
+def drafted(parent, model, drafts):
+    """The harness's model class with a quicker greedy generation: a response that the other side gave is a draft.
+
+    One pass over prompt and draft says which token the model itself would have written at each place. From the first other one
+    on it generates token by token, so that what comes out is its own in any case. Prompts share the cache of their common beginning.
+    """
+    import torch
+    from lm_eval.models.utils_hf import stop_sequences_criteria
+    from transformers import DynamicCache
+
+    class Drafted(parent):
+        pasts = []
+        passes = tokens = 0
+
+        def tok_batch_encode(self, strings, **kwargs):
+            self.asked = strings
+            return super().tok_batch_encode(strings, **kwargs)
+
+        def predict(self, past, ids, keep):
+            """Logits of the last `keep` places of `ids`; `past` holds the tokens before them that it knows."""
+            known, cache = past
+            with torch.no_grad():
+                out = self.model(torch.tensor([ids[len(known) :]]), past_key_values=cache, use_cache=True, logits_to_keep=keep)
+            known.extend(ids[len(known) :])
+            self.passes += 1
+            return out.logits[0].argmax(-1).tolist()
+
+        def past(self, ids):
+            common = lambda known: next((i for i, (a, b) in enumerate(zip(known, ids)) if a != b), min(len(known), len(ids)))
+            best = max(self.pasts, key=lambda p: common(p[0]), default=None)
+            if best is None or common(best[0]) < 64:
+                best = ([], DynamicCache(config=self.model.config))
+                self.pasts.append(best)
+            return best, common(best[0])
+
+        def _model_generate(self, context, max_length, stop, **kwargs):
+            assert context.shape[0] == 1 and not kwargs.get("do_sample"), "drafts are for greedy generation with batch size 1"
+            prompt = context[0].tolist()
+            room = max_length - len(prompt)
+            draft = self.tokenizer(drafts.get(self.asked[0], ""), add_special_tokens=False).input_ids[:room]
+            past, common = self.past(prompt)
+            self.crop(past, min(common, len(prompt) - 1))
+            own = self.predict(past, prompt + draft, len(draft) + 1)
+            right = next((i for i, (a, b) in enumerate(zip(draft, own)) if a != b), len(draft))
+            ids = prompt + draft[:right]
+            self.crop(past, len(ids))
+            stops = stop_sequences_criteria(self.tokenizer, stop, len(prompt), 1)
+            following = own[right]
+            while len(ids) < max_length:
+                ids.append(following)
+                if following == self.eot_token_id or any(c(torch.tensor([ids]), None) for c in stops):
+                    break
+                if len(ids) < max_length:
+                    following = self.predict(past, ids, 1)[0]
+            self.tokens += len(ids) - len(prompt)
+            return torch.tensor([ids])
+
+        @staticmethod
+        def crop(past, length):
+            known, cache = past
+            if length < len(known):
+                cache.crop(length - len(known))
+                del known[length:]
+
+    return Drafted(**model)
+
+
+def run(args):
+    begun = seconds()
     import lm_eval
+    import torch
     from lm_eval.loggers import EvaluationTracker
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
     stub_code_eval()
-    available = sorted(p.stem for p in Path(out).glob("*.yaml"))
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    names = args.tasks.split(",")
+    only = chosen_rows(args.samples) if args.samples else None
+    available = sorted(p.stem for p in Path(args.out).glob("*.yaml"))
     prefixes = [{"mmlu": "mmlu_", "bbh": "bbh_cot_fewshot_"}.get(n, n) for n in names]
     chosen = [n for n in available if any(n == p or (p.endswith("_") and n.startswith(p)) for p in prefixes)]
-    lm = HFLM(pretrained=model, dtype=dtype, device="cpu", batch_size=batch)
-    tracker = EvaluationTracker(output_path=target)
+    if only is not None:
+        # Without rows of its own, the harness would take all of a task.
+        chosen = [n for n in chosen if only.get(n)]
+    model = {"pretrained": args.model, "dtype": args.dtype, "device": "cpu", "batch_size": args.batch_size}
+    if args.drafts:
+        of_rows = (row for of_task in samples(args.drafts).values() for row in of_task.values())
+        texts = ((row["arguments"]["gen_args_0"]["arg_0"], row["resps"][0][0]) for row in of_rows)
+        lm = drafted(HFLM, model, {prompt: text for prompt, text in texts if isinstance(text, str)})
+    else:
+        lm = HFLM(**model)
+    tracker = EvaluationTracker(output_path=args.theirs)
+    loaded = seconds()
     results = lm_eval.simple_evaluate(
         model=lm,
         tasks=[f"{n}_local" for n in chosen],
-        task_manager=TaskManager(include_path=str(out)),
-        limit=limit,
-        num_fewshot=num_fewshot,
-        apply_chat_template=chat,
-        fewshot_as_multiturn=chat,
+        task_manager=TaskManager(include_path=str(args.out)),
+        limit=args.limit,
+        samples=only and {f"{n}_local": only[n] for n in chosen},
+        num_fewshot=args.num_fewshot,
+        apply_chat_template=args.chat,
+        fewshot_as_multiturn=args.fewshot_as_turns,
+        system_instruction=args.system,
         log_samples=True,
         bootstrap_iters=0,
         confirm_run_unsafe_code=True,
     )
-    samples = results.pop("samples")
-    tracker.save_results_aggregated(results=results, samples=samples)
-    for name, content in samples.items():
+    ended = seconds()
+    if args.drafts:
+        print(f"{lm.tokens} tokens in {lm.passes} passes")
+    of_task = results.pop("samples")
+    tracker.save_results_aggregated(results=results, samples=of_task)
+    for name, content in of_task.items():
         tracker.save_results_samples(task_name=name, samples=content)
+    rows = sum(len({s["doc_id"] for s in content}) for content in of_task.values())
+    (load_wall, load_cpu), (wall, cpu) = ([b - a for a, b in zip(*p)] for p in [(begun, loaded), (loaded, ended)])
+    print(
+        f"{args.tasks}: {rows} rows, {args.dtype}, batch size {args.batch_size}, {torch.get_num_threads()} threads: {wall:.1f} s "
+        f"({cpu:.1f} s of processor time), {wall / rows:.2f} s a row; before that {load_wall:.1f} s ({load_cpu:.1f} s) of loading"
+    )
 
 
 def samples(directory):
-    """Samples by (task, filter), then by row. The newest file of a task counts."""
+    """Samples by (task, filter), then by row. The newest sample of a row counts."""
     found = {}
-    for path in sorted(Path(directory).rglob("samples_*.jsonl")):
-        name = re.match(r"samples_(.*)_\d{4}-\d\d-\d\dT.*\.jsonl", path.name).group(1).removesuffix("_local")
-        by_filter = {}
+    name = re.compile(r"samples_(.*)_(\d{4}-\d\d-\d\dT.*)\.jsonl")
+    paths = [(name.match(path.name), path) for path in Path(directory).rglob("samples_*.jsonl")]
+    for match, path in sorted(paths, key=lambda p: p[0].group(2)):
+        task = match.group(1).removesuffix("_local")
         for row in rows(path):
-            by_filter.setdefault((name, row["filter"]), {})[row["doc_id"]] = row
-        found.update(by_filter)
+            found.setdefault((task, row["filter"]), {})[row["doc_id"]] = row
     return found
 
 
@@ -267,9 +380,9 @@ def margin(row):
     return best[1] - best[0]
 
 
-def compare(ours, theirs, tolerance):
+def compare(ours, theirs, tolerance, differing):
     ours, theirs = samples(ours), samples(theirs)
-    table, failed = {}, 0
+    table, failed, again = {}, 0, {}
     for key, of_task in sorted(theirs.items()):
         group = (re.sub(r"^(mmlu|bbh_cot_fewshot)_.*", r"\1", key[0]), key[1])
         counts = table.setdefault(group, {"rows": 0, "same": 0, "missing": 0, "score": [0, 0]})
@@ -288,10 +401,14 @@ def compare(ours, theirs, tolerance):
                 counts["same"] += 1
                 continue
             failed += 1
+            again.setdefault(key[0], set()).add(doc_id)
             close = f", best two within {margin(row):.5f}" if choice else ""
             print(f"{key[0]} {key[1]} row {doc_id}: {', '.join(found)}{close}")
             if not choice:
                 show_difference("responses", mine["resps"], row["resps"])
+    if differing:
+        text = json.dumps({task: sorted(of_task) for task, of_task in again.items()})
+        Path(differing).write_text(text + "\n", encoding="utf-8")
     print("| task | filter | rows | same | missing | ours | theirs |\n|---|---|---|---|---|---|---|")
     for (task, name), c in table.items():
         n = max(c["rows"] - c["missing"], 1)
@@ -310,20 +427,26 @@ def main():
     parser.add_argument("--model")
     parser.add_argument("--tasks", default=",".join(ours for ours, _, _ in TASKS))
     parser.add_argument("--limit", type=int, help="rows of each task (of each subject of mmlu, each kind of bbh)")
+    parser.add_argument("--samples", help="only these rows: JSON or a file of it, {\"TASK\": [ROW, …]}")
     parser.add_argument("--num-fewshot", type=int, help="worked examples, where not the task's own number")
-    parser.add_argument("--chat", action="store_true", help="as `mixse eval --chat --fewshot-as-turns`")
-    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--chat", action="store_true", help="the model's chat template")
+    parser.add_argument("--fewshot-as-turns", action="store_true", help="with --chat: worked examples as turns of the conversation")
+    parser.add_argument("--system", help="with --chat: the system message")
+    parser.add_argument("--drafts", help="quicker generation: our directory, whose responses are drafts")
+    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--threads", type=int, help="of torch")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--tolerance", type=float, default=2e-3, help="of log-likelihoods")
+    parser.add_argument("--differing", help="file for the rows that differ, for `run --samples`")
     args = parser.parse_args()
     if args.command in ("write", "requests", "run") and args.data:
         write(args.data, args.out)
     if args.command == "requests":
         sys.exit(bool(requests(args.out, args.ours)))
     if args.command == "run":
-        run(args.out, args.model, args.tasks.split(","), args.limit, args.dtype, args.theirs, args.batch, args.num_fewshot, args.chat)
+        run(args)
     if args.command == "compare":
-        sys.exit(bool(compare(args.ours, args.theirs, args.tolerance)))
+        sys.exit(bool(compare(args.ours, args.theirs, args.tolerance, args.differing)))
 
 
 if __name__ == "__main__":
