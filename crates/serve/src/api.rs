@@ -20,8 +20,8 @@ use std::{
 
 use axum::{
     Json, Router,
-    body::Bytes,
-    extract::{DefaultBodyLimit, State, rejection::BytesRejection},
+    body::Body,
+    extract::State,
     http::{HeaderMap, StatusCode, header},
     response::{Html, IntoResponse, Response},
     routing::{get, post},
@@ -29,6 +29,7 @@ use axum::{
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio_stream::StreamExt;
 
 use crate::{
     engine::{Engine, Model},
@@ -41,6 +42,9 @@ use request::{ChatRequest, CompletionRequest, Question};
 
 /// The largest request body: a prompt that fills any model's context stays far below it.
 const MAX_BODY: usize = 4 << 20;
+
+/// As much of a body that is too large is read before it is refused.
+const MAX_DISCARDED: usize = 64 << 20;
 
 /// What the API answers from.
 #[derive(Debug)]
@@ -79,7 +83,6 @@ pub fn router(app: App) -> Router {
         .method_not_allowed_fallback(|| async {
             Fault::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not take that method").into_response()
         })
-        .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(Arc::new(server))
 }
 
@@ -118,30 +121,21 @@ async fn models(State(server): Shared) -> Json<Value> {
     Json(json!({ "object": "list", "data": server.app.model.variants.iter().map(entry).collect::<Vec<_>>() }))
 }
 
-async fn completions(
-    State(server): Shared,
-    headers: HeaderMap,
-    body: std::result::Result<Bytes, BytesRejection>,
-) -> Response {
+async fn completions(State(server): Shared, headers: HeaderMap, body: Body) -> Response {
     let question =
-        read::<CompletionRequest>(&headers, body).and_then(|r| r.question(&server.app, server.seed()));
+        read::<CompletionRequest>(&headers, body).await.and_then(|r| r.question(&server.app, server.seed()));
     server.respond(Form::Completion, question).await
 }
 
-async fn chat_completions(
-    State(server): Shared,
-    headers: HeaderMap,
-    body: std::result::Result<Bytes, BytesRejection>,
-) -> Response {
-    let question = read::<ChatRequest>(&headers, body).and_then(|r| r.question(&server.app, server.seed()));
+async fn chat_completions(State(server): Shared, headers: HeaderMap, body: Body) -> Response {
+    let question =
+        read::<ChatRequest>(&headers, body).await.and_then(|r| r.question(&server.app, server.seed()));
     server.respond(Form::Chat, question).await
 }
 
 /// The request in a body.
-fn read<T: DeserializeOwned>(
-    headers: &HeaderMap,
-    body: std::result::Result<Bytes, BytesRejection>,
-) -> std::result::Result<T, Fault> {
+async fn read<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> std::result::Result<T, Fault> {
+    let body = whole(body).await?;
     let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     // A page of another site cannot send this type without being asked first.
     if !kind.trim_start().starts_with("application/json") {
@@ -150,13 +144,28 @@ fn read<T: DeserializeOwned>(
             "send JSON, with the header `Content-Type: application/json`",
         ));
     }
-    let body = body.map_err(|e| match e.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => {
-            Fault::new(e.status(), format!("the body is larger than {MAX_BODY} bytes"))
-        }
-        status => Fault::new(status, e.body_text()),
-    })?;
     serde_json::from_slice(&body).map_err(|e| Fault::bad(format!("the body is not a request: {e}")))
+}
+
+/// A body to its end. One that is too large is received and thrown away: a server that answers and closes while its client still
+/// sends makes the client's system drop the answer.
+async fn whole(body: Body) -> std::result::Result<Vec<u8>, Fault> {
+    let mut parts = body.into_data_stream();
+    let (mut bytes, mut length) = (Vec::new(), 0);
+    while length <= MAX_DISCARDED
+        && let Some(part) = parts.next().await
+    {
+        let part = part.map_err(|e| Fault::bad(format!("the body does not arrive: {e}")))?;
+        length += part.len();
+        if length <= MAX_BODY {
+            bytes.extend_from_slice(&part);
+        }
+    }
+    if length > MAX_BODY {
+        let message = format!("the body is larger than {MAX_BODY} bytes");
+        return Err(Fault::new(StatusCode::PAYLOAD_TOO_LARGE, message));
+    }
+    Ok(bytes)
 }
 
 impl Server {
