@@ -246,7 +246,10 @@ impl Sandbox {
                  container or machine of its own and say that weak isolation is accepted"
             )));
         }
-        match self.run("")? {
+        // Whether it starts is asked here, not how fast: the limit may be short and the machine busy.
+        let wall_seconds = self.limits.wall_seconds.max(Limits::default().wall_seconds);
+        let limits = Limits { wall_seconds, ..self.limits.clone() };
+        match run::run(&self.launcher, &limits, &self.python, self.capabilities.defences(), "")? {
             Outcome::Passed => Ok(self),
             other => Err(Error::Sandbox(format!("an empty program does not run: {}", other.describe()))),
         }
