@@ -1,5 +1,5 @@
 //! One thread: `y = x Wᵀ` with W packed beforehand and x as it comes, laid out by whoever needs it laid out. Of tract the
-//! better of both orientations counts (weights as its left or as its right matrix).
+//! better of both orientations counts (weights as its left or as its right matrix). A number as argument: only so many rows.
 
 use std::time::Instant;
 
