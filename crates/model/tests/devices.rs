@@ -14,13 +14,6 @@ use mixse_model::{
     weights::Checkpoint,
 };
 
-#[track_caller]
-fn assert_close(what: &str, got: &[f32], want: &[f32]) {
-    assert_eq!(got.len(), want.len(), "{what}");
-    let most = got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-    assert!(most < 1e-4, "{what}: differs by {most}");
-}
-
 #[test]
 fn both_bodies_show_the_same_router_inputs() {
     tiny::each_case(|what, _, ids, model, portable| {
@@ -37,7 +30,7 @@ fn both_bodies_show_the_same_router_inputs() {
                     tiny::load(model, portable).router_inputs(ids, &ragged, &config, see).unwrap();
                     all
                 };
-                assert_close(&format!("{what}, {input:?}, {granularity:?}"), &read(true), &read(false));
+                tiny::assert_close(&format!("{what}, {input:?}, {granularity:?}"), &read(true), &read(false));
             }
         }
     });

@@ -38,13 +38,6 @@ fn whole(decoder: &Decoder, mixture: &Mixture, ids: &[u32], prompt: usize) -> Ve
     decoder.logits(&hidden, &(0..ids.len()).collect::<Vec<_>>()).unwrap()
 }
 
-#[track_caller]
-fn assert_close(what: &str, got: &[f32], want: &[f32]) {
-    assert_eq!(got.len(), want.len(), "{what}");
-    let most = got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-    assert!(most < 1e-4, "{what}: differs by {most}");
-}
-
 #[test]
 fn a_decision_is_taken_at_the_prompt_and_kept() {
     tiny::each_case(|what, _, ids, model, portable| {
@@ -91,20 +84,24 @@ fn a_decision_is_taken_at_the_prompt_and_kept() {
                     fork = Some((session.fork(a), at + 1));
                 }
             }
-            assert_close(&format!("{what}: token by token"), &got, &want);
+            tiny::assert_close(&format!("{what}: token by token"), &got, &want);
             let alone = whole(&decoder, &mixture, other, other.len());
-            assert_close(&format!("{what}: beside another"), &of_other, &alone);
+            tiny::assert_close(&format!("{what}: beside another"), &of_other, &alone);
             let (fork, at) = fork.unwrap();
             let hidden = session.step(&[(fork, &ids[at..])]).unwrap();
             let logits = decoder.logits(&hidden, &(0..ids.len() - at).collect::<Vec<_>>()).unwrap();
-            assert_close(&format!("{what}: a fork keeps the decision"), &logits, &want[at * vocabulary..]);
+            tiny::assert_close(
+                &format!("{what}: a fork keeps the decision"),
+                &logits,
+                &want[at * vocabulary..],
+            );
 
             // The prompt and what follows it in one step, and a prompt in parts.
             let c = session.start();
             session.set_prompt(c, prompt);
             let hidden = session.step(&[(c, ids)]).unwrap();
             let logits = decoder.logits(&hidden, &(0..ids.len()).collect::<Vec<_>>()).unwrap();
-            assert_close(&format!("{what}: with its prompt told"), &logits, &want);
+            tiny::assert_close(&format!("{what}: with its prompt told"), &logits, &want);
             let d = session.start();
             session.set_prompt(d, prompt);
             let message = session.step(&[(d, &ids[..3])]).unwrap_err().to_string();
@@ -123,7 +120,7 @@ fn the_bodies_agree_on_sequences() {
         for (input, shared) in KINDS {
             let mixture = mixture(model, &fused, input, shared);
             let (got, want) = (whole(&fused, &mixture, ids, 6), whole(&reference, &mixture, ids, 6));
-            assert_close(&format!("{what}, {input:?}, shared {shared}"), &got, &want);
+            tiny::assert_close(&format!("{what}, {input:?}, shared {shared}"), &got, &want);
         }
     });
 }

@@ -220,7 +220,17 @@ fn a_study_shares_results_continues_and_grows() {
             .as_u64()
             .unwrap()
     };
+    // Steps of one epoch over rows in twos, as the training itself wrote them.
+    let steps = |setting: &str| {
+        let line = items.lines().find(|line| line.starts_with(&format!("{setting},mixture,0,"))).unwrap();
+        let run = line.split(',').nth(6).unwrap().split("/eval/").next().unwrap();
+        let losses = fs::read(directory.join(run).join("losses/words.json")).unwrap();
+        serde_json::from_slice::<Vec<f32>>(&losses).unwrap().len() as u64
+    };
     assert_eq!(rows("seeds too"), rows("token by token") + 6, "the six seeds are trained on as well");
+    for setting in ["token by token", "seeds too"] {
+        assert_eq!(steps(setting), rows(setting).div_ceil(2), "{setting}");
+    }
 
     let page = fs::read_to_string(directory.join("study.html")).unwrap();
     assert!(page.contains("one map a block") && page.contains("<svg") && !page.contains("Not finished"));

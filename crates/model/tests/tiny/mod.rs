@@ -135,3 +135,11 @@ pub(crate) fn each_case(test: impl Fn(&str, &Case, &[u32], &Path, bool)) {
         }
     }
 }
+
+/// Fails where two rows of values differ by 1e-4.
+#[track_caller]
+pub(crate) fn assert_close(what: &str, got: &[f32], want: &[f32]) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    let most = got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(most < 1e-4, "{what}: differs by {most}");
+}
