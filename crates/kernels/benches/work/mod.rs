@@ -78,13 +78,19 @@ fn attentions(report: &mut Report<'_>) {
             attention_backward((&q, &k, &v), (&out, &q, &lse), &segments, shape, gradients);
         });
     }
-    for (rows, len) in [(64, 128), (1, 128), (1, 4096)] {
+    // Of so many tokens so many in pages that all rows share.
+    for (rows, len, shared) in
+        [(64, 128, 0), (1, 128, 0), (1, 4096, 0), (16, 1152, 0), (16, 1152, 1024), (64, 1152, 1024)]
+    {
         let shape =
             AttentionShape { heads: 9, kv_heads: 3, head_dim: 64, scale: 0.125, window: None, softcap: None };
         let pages_each = len / 64;
         let (k, v) = (values(rows * len * 192), values(rows * len * 192));
-        let pages: Vec<Vec<u32>> =
-            (0..rows).map(|r| (0..pages_each).map(|p| (r * pages_each + p) as u32).collect()).collect();
+        let pages: Vec<Vec<u32>> = (0..rows)
+            .map(|r| {
+                (0..pages_each).map(|p| if p < shared / 64 { p } else { r * pages_each + p } as u32).collect()
+            })
+            .collect();
         let segments: Vec<PagedSegment> =
             (0..rows).map(|r| PagedSegment { q_start: r, q_len: 1, kv_len: len, pages: &pages[r] }).collect();
         let q = values(rows * 576);
@@ -92,9 +98,9 @@ fn attentions(report: &mut Report<'_>) {
         let pool = KvPool { k: &k, v: &v, page_tokens: 64 };
         let flops = (4 * rows * len * 576) as f64;
         report(
-            &format!("attention paged {rows} rows of {len}"),
+            &format!("attention paged {rows} rows of {len}, {shared} shared"),
             flops,
-            (rows * len * 192 * 8) as f64,
+            ((rows * (len - shared) + shared) * 192 * 8) as f64,
             &mut || {
                 attention_paged(&q, &segments, pool, shape, &mut out);
             },

@@ -62,9 +62,9 @@ pub fn attention(
             transpose_tiles(isa, &k[start * width..(start + len) * width], width, kv_head, dim, to);
         });
         let keys = &*keys;
-        run(&shape, q, &jobs, out, Some(lse), |job, range, kv_head, use_run| {
-            let at = (segments[job].start + range.start) * width + kv_head * dim;
-            let tile = &keys[head(job, kv_head)][range.start / TILE * dim * TILE..];
+        run(&shape, q, &jobs, out, Some(lse), |segment, range, kv_head, use_run| {
+            let at = (segments[segment].start + range.start) * width + kv_head * dim;
+            let tile = &keys[head(segment, kv_head)][range.start / TILE * dim * TILE..];
             use_run(Run {
                 k: tile[range.start % TILE..].as_ptr(),
                 k_row: TILE,
@@ -107,10 +107,10 @@ pub fn store_paged(
                     let to = to[slot..].as_mut_ptr();
                     transpose_with(isa, (len, dim), k[from..].as_ptr(), width, to, page);
                 }
-                for i in 0..len {
-                    let to = (index * page + slot + i) * width + head * dim;
-                    // SAFETY: as above.
-                    unsafe { values.get(to..to + dim) }.copy_from_slice(&v[from + i * width..][..dim]);
+                // SAFETY: as above.
+                let to = unsafe { values.get(at + slot * dim..at + (slot + len) * dim) };
+                for (i, to) in to.chunks_exact_mut(dim).enumerate() {
+                    to.copy_from_slice(&v[from + i * width..][..dim]);
                 }
                 row += len;
             }
@@ -119,6 +119,9 @@ pub fn store_paged(
 }
 
 /// Attention of new tokens against keys and values in pages; the same bits as [`attention`] gives for them.
+///
+/// Segments that begin with the same pages (a prompt that rows share) read these once for many rows: at some thousand tokens that
+/// is what a step of generation waits for.
 ///
 /// `q` and `out` are `[T, heads · head_dim]`.
 ///
@@ -136,21 +139,21 @@ pub fn attention_paged(
         out.len() == q.len() && q.len().is_multiple_of(shape.q_width()),
         "q and out are [tokens, heads * dim]"
     );
-    let (dim, width, page) = (shape.head_dim, shape.kv_width(), pool.page_tokens);
+    let (dim, page) = (shape.head_dim, pool.page_tokens);
     assert!(page > 0 && pool.k.len() == pool.v.len(), "k and v are pages of {page} tokens");
     let tokens = q.len() / shape.q_width();
     for segment in segments {
         segment.check(tokens, &shape, page, pool.k.len());
     }
-    let jobs = blocks(&shape, segments.iter().map(|s| (s.q_start, s.q_len, s.kv_len)), tokens);
-    run(&shape, q, &jobs, out, None, |job, keys, kv_head, use_run| {
-        for (page_index, slot, len) in segments[job].runs(keys, page) {
-            let start = page_index * page * width;
+    let jobs = shared_blocks(&shape, segments, page);
+    run(&shape, q, &jobs, out, None, |segment, keys, kv_head, use_run| {
+        for (page_index, slot, len) in segments[segment].runs(keys, page) {
+            let start = (page_index * shape.kv_heads + kv_head) * dim * page;
             use_run(Run {
-                k: pool.k[start + kv_head * dim * page + slot..].as_ptr(),
+                k: pool.k[start + slot..].as_ptr(),
                 k_row: page,
-                v: pool.v[start + slot * width + kv_head * dim..].as_ptr(),
-                v_row: width,
+                v: pool.v[start + slot * dim..].as_ptr(),
+                v_row: dim,
                 len,
             });
         }
@@ -158,11 +161,52 @@ pub fn attention_paged(
 }
 
 /// Some queries of one segment.
-struct Job {
+#[derive(Clone)]
+struct Queries {
     segment: usize,
     rows: Range<usize>,
     /// Their positions in the sequence.
     positions: Range<usize>,
+}
+
+/// Blocks of queries.
+#[derive(Default)]
+struct Jobs {
+    queries: Vec<Queries>,
+    blocks: Vec<Job>,
+}
+
+/// A block of queries, of one segment or of several that begin with the same keys.
+struct Job {
+    /// Which of [`Jobs::queries`].
+    queries: Range<usize>,
+    /// So many tiles from the beginning have the same keys for all of them; 0 where there is one segment.
+    shared: usize,
+}
+
+impl Jobs {
+    fn push(&mut self, queries: impl IntoIterator<Item = Queries>, shared: usize) {
+        let start = self.queries.len();
+        self.queries.extend(queries);
+        self.blocks.push(Job { queries: start..self.queries.len(), shared });
+    }
+
+    /// A segment alone, by as many queries as a block holds.
+    fn push_segment(
+        &mut self,
+        shape: &AttentionShape,
+        segment: usize,
+        start: usize,
+        len: usize,
+        total: usize,
+    ) {
+        let offset = total - len;
+        for first in (0..len).step_by(shape.block()) {
+            let last = (first + shape.block()).min(len);
+            let (rows, positions) = (start + first..start + last, offset + first..offset + last);
+            self.push([Queries { segment, rows, positions }], 0);
+        }
+    }
 }
 
 /// Cuts (first row, new tokens, tokens) of each segment into blocks of queries.
@@ -170,55 +214,115 @@ fn blocks(
     shape: &AttentionShape,
     segments: impl Iterator<Item = (usize, usize, usize)>,
     tokens: usize,
-) -> Vec<Job> {
-    let mut jobs = Vec::new();
+) -> Jobs {
+    let mut jobs = Jobs::default();
     for (segment, (start, queries, total)) in segments.enumerate() {
         assert!(start + queries <= tokens, "segment {segment} is inside of {tokens} tokens");
-        for first in (0..queries).step_by(shape.block()) {
-            let last = (first + shape.block()).min(queries);
-            let offset = total - queries;
-            jobs.push(Job {
-                segment,
-                rows: start + first..start + last,
-                positions: offset + first..offset + last,
-            });
-        }
+        jobs.push_segment(shape, segment, start, queries, total);
     }
     jobs
+}
+
+/// The same for segments in pages; those with few new tokens that begin with the same pages come into blocks together.
+fn shared_blocks(shape: &AttentionShape, segments: &[PagedSegment<'_>], page_tokens: usize) -> Jobs {
+    let mut jobs = Jobs::default();
+    // At least one block for each thread.
+    let total = segments.iter().map(|segment| segment.q_len).sum::<usize>();
+    let most = shape.block().min(total.div_ceil(pool::threads()));
+    let mut order: Vec<usize> = (0..segments.len()).filter(|&i| segments[i].q_len > 0).collect();
+    // Segments with common pages become neighbours.
+    order.sort_by_key(|&i| segments[i].pages);
+    let mut rest = order.as_slice();
+    while let Some((&first, others)) = rest.split_first() {
+        let (mut count, mut queries, mut shared) = (1, segments[first].q_len, usize::MAX);
+        for &other in others {
+            let common = shared.min(common_tiles(&segments[first], &segments[other], page_tokens));
+            queries += segments[other].q_len;
+            // Fewer common tiles than half of what there were: the next block has more from it.
+            if queries > most || common == 0 || (shared != usize::MAX && common < shared.div_ceil(2)) {
+                break;
+            }
+            (count, shared) = (count + 1, common);
+        }
+        let (block, after) = rest.split_at(count);
+        if let [alone] = *block {
+            let PagedSegment { q_start, q_len, kv_len, .. } = segments[alone];
+            jobs.push_segment(shape, alone, q_start, q_len, kv_len);
+        } else {
+            let queries = block.iter().map(|&segment| {
+                let PagedSegment { q_start, q_len, kv_len, .. } = segments[segment];
+                Queries { segment, rows: q_start..q_start + q_len, positions: kv_len - q_len..kv_len }
+            });
+            jobs.push(queries, shared);
+        }
+        rest = after;
+    }
+    jobs
+}
+
+/// Tiles from the beginning that lie in the same pages and before all new tokens but each first one.
+fn common_tiles(a: &PagedSegment<'_>, b: &PagedSegment<'_>, page_tokens: usize) -> usize {
+    let pages = a.pages.iter().zip(b.pages).take_while(|(a, b)| a == b).count();
+    let before = |segment: &PagedSegment<'_>| segment.kv_len - segment.q_len + 1;
+    (pages * page_tokens).min(before(a)).min(before(b)) / TILE
 }
 
 /// All blocks and heads of keys in parallel. `runs(segment, keys, kv_head, use)` gives the rows of some keys in order.
 fn run(
     shape: &AttentionShape,
     q: &[f32],
-    jobs: &[Job],
+    jobs: &Jobs,
     out: &mut [f32],
     lse: Option<&mut [f32]>,
     runs: impl Fn(usize, Range<usize>, usize, &mut dyn FnMut(Run)) + Sync,
 ) {
     let isa = isa::active();
     let (out, lse) = (Parts::new(out), lse.map(Parts::new));
-    pool::parallel_for(jobs.len() * shape.kv_heads, |task| {
+    pool::parallel_for(jobs.blocks.len() * shape.kv_heads, |task| {
         // The last blocks of a sequence see the most keys: begin with them.
-        let job = &jobs[jobs.len() - 1 - task / shape.kv_heads];
+        let job = &jobs.blocks[jobs.blocks.len() - 1 - task / shape.kv_heads];
+        let members = &jobs.queries[job.queries.clone()];
         let kv_head = task % shape.kv_heads;
-        let group = shape.group();
-        let rows = job.rows.len() * group;
-        let dim = shape.head_dim;
+        let (group, dim) = (shape.group(), shape.head_dim);
+        let rows = members.iter().map(|queries| queries.rows.len() * group).sum::<usize>();
         scratch::with(2 * rows * dim + rows * (TILE + 2), |buffer| {
             let (queries, buffer) = buffer.split_at_mut(rows * dim);
             let (sums, buffer) = buffer.split_at_mut(rows * dim);
             let (scores, state) = buffer.split_at_mut(rows * TILE);
-            gather(q, shape, job.rows.clone(), kv_head, queries);
-            sums.fill(0.0);
-            let mut block =
-                Rows { isa, shape, positions: job.positions.clone(), queries, sums, scores, state };
-            block.reset();
-            for tile in shape.tiles(&job.positions) {
-                let keys = shape.tile_keys(&job.positions, tile);
-                block.tile(keys.clone(), |use_run| runs(job.segment, keys.clone(), kv_head, use_run));
+            let mut to = &mut *queries;
+            for member in members {
+                let part = to.split_off_mut(..member.rows.len() * group * dim).expect("as counted");
+                gather(q, shape, member.rows.clone(), kv_head, part);
             }
-            for (i, row) in job.rows.clone().enumerate() {
+            sums.fill(0.0);
+            for state in state.chunks_exact_mut(2) {
+                state.copy_from_slice(&[f32::NEG_INFINITY, 0.0]);
+            }
+            let mut block = Rows { isa, shape, queries, sums, scores, state };
+            if let [first, ..] = members {
+                let start = |member: &Queries| shape.tiles(&member.positions).start;
+                for tile in members.iter().map(start).min().unwrap_or(0)..job.shared {
+                    let seen = |member: &Queries| shape.tile_keys(&member.positions, tile).start;
+                    let keys = members.iter().map(seen).min().unwrap_or(0)..(tile + 1) * TILE;
+                    if !keys.is_empty() {
+                        block.tile(members, 0, keys.clone(), |use_run| {
+                            runs(first.segment, keys.clone(), kv_head, use_run)
+                        });
+                    }
+                }
+            }
+            let mut row = 0;
+            for member in members {
+                let tiles = shape.tiles(&member.positions);
+                for tile in tiles.start.max(job.shared)..tiles.end {
+                    let keys = shape.tile_keys(&member.positions, tile);
+                    block.tile(std::slice::from_ref(member), row, keys.clone(), |use_run| {
+                        runs(member.segment, keys.clone(), kv_head, use_run)
+                    });
+                }
+                row += member.rows.len() * group;
+            }
+            for (i, row) in members.iter().flat_map(|member| member.rows.clone()).enumerate() {
                 let start = (row * shape.heads + kv_head * group) * dim;
                 // SAFETY: each row and head belongs to one task.
                 let out = unsafe { out.get(start..start + group * dim) };
@@ -244,7 +348,6 @@ fn run(
 struct Rows<'a> {
     isa: Isa,
     shape: &'a AttentionShape,
-    positions: Range<usize>,
     /// `[rows, dim]`
     queries: &'a [f32],
     /// Σ p v so far, `[rows, dim]`.
@@ -256,21 +359,24 @@ struct Rows<'a> {
 }
 
 impl Rows<'_> {
-    fn reset(&mut self) {
-        for state in self.state.chunks_exact_mut(2) {
-            state.copy_from_slice(&[f32::NEG_INFINITY, 0.0]);
-        }
-    }
-
-    /// Adds one tile. Scores stand at their key's place in the tile, so that sums over a tile always run in the same
-    /// order.
-    fn tile(&mut self, keys: Range<usize>, runs: impl Fn(&mut dyn FnMut(Run))) {
-        let (dim, group) = (self.shape.head_dim, self.shape.group());
-        let rows = self.positions.len() * group;
+    /// Adds one tile to the rows of some queries, which stand together from row `start` on. Scores stand at their key's
+    /// place in the tile, so that sums over a tile always run in the same order.
+    fn tile(
+        &mut self,
+        members: &[Queries],
+        start: usize,
+        keys: Range<usize>,
+        runs: impl Fn(&mut dyn FnMut(Run)),
+    ) {
+        let (isa, dim, group) = (self.isa, self.shape.head_dim, self.shape.group());
+        let rows = members.iter().map(|member| member.positions.len() * group).sum::<usize>();
+        let queries = &self.queries[start * dim..][..rows * dim];
+        let sums = &mut self.sums[start * dim..][..rows * dim];
+        let scores = &mut self.scores[start * TILE..][..rows * TILE];
+        let states = &mut self.state[2 * start..][..2 * rows];
         let first = keys.start % TILE;
         debug_assert!(first + keys.len() <= TILE);
         let mut col = first;
-        let (isa, queries, scores) = (self.isa, self.queries, &mut *self.scores);
         runs(&mut |run| {
             let queries = Block { isa, a: queries, a_row: dim, a_col: 1, depth: dim };
             let out = Matrix { start: scores[col..].as_mut_ptr(), row: TILE, rows, cols: run.len };
@@ -278,24 +384,26 @@ impl Rows<'_> {
             unsafe { queries.times(run.k, run.k_row, out, false) };
             col += run.len;
         });
-        for row in 0..rows {
-            let visible = self.shape.visible(self.positions.start + row / group);
+        let positions = members.iter().flat_map(|member| member.positions.clone());
+        let mut states = states.chunks_exact_mut(2);
+        let mut rows_of = scores.chunks_exact_mut(TILE).zip(sums.chunks_exact_mut(dim.max(1)));
+        for position in positions {
+            let visible = self.shape.visible(position);
             let from = visible.start.max(keys.start) - keys.start + first;
             let to = visible.end.min(keys.end).max(keys.start) - keys.start + first;
-            let scores = &mut self.scores[row * TILE..(row + 1) * TILE];
             let from = from.min(to);
-            scores[..from].fill(f32::NEG_INFINITY);
-            scores[to..].fill(f32::NEG_INFINITY);
-            let state = &mut self.state[2 * row..2 * row + 2];
-            let sums = &mut self.sums[row * dim..(row + 1) * dim];
-            if to > from {
-                softmax_step(self.isa, scores, self.shape.scale, self.shape.softcap, state, sums);
-            } else {
-                scores.fill(0.0);
+            for ((scores, sums), state) in rows_of.by_ref().zip(states.by_ref()).take(group) {
+                scores[..from].fill(f32::NEG_INFINITY);
+                scores[to..].fill(f32::NEG_INFINITY);
+                if to > from {
+                    softmax_step(isa, scores, self.shape.scale, self.shape.softcap, state, sums);
+                } else {
+                    scores.fill(0.0);
+                }
             }
         }
         let mut col = first;
-        let (isa, scores, sums) = (self.isa, &*self.scores, &mut *self.sums);
+        let scores = &*scores;
         runs(&mut |run| {
             let weights = Block { isa, a: &scores[col..], a_row: TILE, a_col: 1, depth: run.len };
             let out = Matrix { start: sums.as_mut_ptr(), row: dim, rows, cols: dim };
@@ -341,5 +449,52 @@ fn softmax_step_body<const FMA: bool>(
         for value in sums {
             *value *= correction;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// (Segments, shared tiles) of each block, with at most 4 queries a block.
+    fn check(segments: &[(&[u32], usize, usize)], expected: &[(&[usize], usize)]) {
+        let shape =
+            AttentionShape { heads: 16, kv_heads: 1, head_dim: 8, scale: 1.0, window: None, softcap: None };
+        let mut at = 0;
+        let segments: Vec<PagedSegment<'_>> = segments
+            .iter()
+            .map(|&(pages, kv_len, q_len)| {
+                at += q_len;
+                PagedSegment { q_start: at - q_len, q_len, kv_len, pages }
+            })
+            .collect();
+        pool::set_threads(1);
+        let jobs = shared_blocks(&shape, &segments, 64);
+        pool::set_threads(0);
+        let blocks: Vec<(Vec<usize>, usize)> = jobs
+            .blocks
+            .iter()
+            .map(|job| (jobs.queries[job.queries.clone()].iter().map(|q| q.segment).collect(), job.shared))
+            .collect();
+        let expected: Vec<_> =
+            expected.iter().map(|(segments, shared)| (segments.to_vec(), *shared)).collect();
+        assert_eq!(blocks, expected);
+    }
+
+    #[test]
+    fn segments_that_begin_alike_come_into_blocks_together() {
+        check(&[(&[7, 8], 100, 1)], &[(&[0], 0)]);
+        check(&[(&[7, 8], 100, 9)], &[(&[0], 0), (&[0], 0), (&[0], 0)]);
+        check(&[(&[7, 8], 100, 1), (&[3, 8], 100, 1)], &[(&[1], 0), (&[0], 0)]);
+        check(&[(&[7, 8], 100, 1), (&[3], 9, 1), (&[7, 9], 90, 2)], &[(&[1], 0), (&[0, 2], 1)]);
+        // The page is common, but some of its tokens are new to one of them.
+        check(&[(&[7], 60, 1), (&[7, 9], 90, 2)], &[(&[0], 0), (&[1], 0)]);
+        // No more than a block holds.
+        let same: (&[u32], usize, usize) = (&[1, 2, 3], 150, 1);
+        check(&[same; 6], &[(&[0, 1, 2, 3], 2), (&[4, 5], 2)]);
+        // One with much less in common than the others have waits for the next block.
+        let long: (&[u32], usize, usize) = (&[1, 2, 3, 4, 5], 300, 1);
+        check(&[long, long, (&[1, 9], 100, 1)], &[(&[0, 1], 4), (&[2], 0)]);
+        check(&[(&[1], 30, 0), long], &[(&[1], 0)]);
     }
 }

@@ -56,7 +56,7 @@ pub struct PagedSegment<'a> {
 pub struct KvPool<'a> {
     /// Keys, `[page][kv_heads][head_dim][page_tokens]`.
     pub k: &'a [f32],
-    /// Values, `[page][page_tokens][kv_heads · head_dim]`.
+    /// Values, `[page][kv_heads][page_tokens][head_dim]`.
     pub v: &'a [f32],
     /// Tokens of a page.
     pub page_tokens: usize,

@@ -162,3 +162,76 @@ fn pages_chunks_and_threads_give_the_same_bits() {
         });
     }
 }
+
+/// Sequences that begin with the same pages, some queries of each at once, against one sequence at a time.
+#[test]
+fn shared_pages_give_the_same_bits() {
+    let shape = |heads, kv_heads, head_dim, window, softcap| AttentionShape {
+        heads,
+        kv_heads,
+        head_dim,
+        scale: 1.5,
+        window,
+        softcap,
+    };
+    // (Common tokens, own tokens of each sequence, new tokens of each.)
+    let lengths: [(usize, &[(usize, usize)]); 5] = [
+        (192, &[(1, 1), (40, 1), (70, 1), (3, 1), (128, 1)]),
+        (130, &[(1, 1), (9, 4), (80, 70), (64, 2)]),
+        (64, &[(2, 2), (2, 2), (2, 2)]),
+        (256, &[(5, 1); 45]),
+        (63, &[(1, 1), (2, 1)]),
+    ];
+    for shape in
+        [shape(3, 1, 16, None, None), shape(2, 2, 17, Some(90), None), shape(4, 2, 8, Some(5), Some(2.0))]
+    {
+        for (common, own) in lengths {
+            for page_tokens in [16, 64, 100] {
+                let common_pages = common / page_tokens;
+                let mut free = common_pages as u32..;
+                let tables: Vec<(Vec<u32>, usize, usize)> = own
+                    .iter()
+                    .map(|&(own, new)| {
+                        let len = common + own;
+                        let more = len.div_ceil(page_tokens) - common_pages;
+                        let pages = (0..common_pages as u32).chain(free.by_ref().take(more)).collect();
+                        (pages, len, new)
+                    })
+                    .collect();
+                let pages = free.start as usize;
+                let (k, v) = (
+                    values(pages * page_tokens * shape.kv_width(), 2),
+                    values(pages * page_tokens * shape.kv_width(), 3),
+                );
+                let pool = KvPool { k: &k, v: &v, page_tokens };
+                let mut at = 0;
+                // The sequences in another order than their pages.
+                let segments: Vec<PagedSegment<'_>> = tables
+                    .iter()
+                    .rev()
+                    .map(|(pages, kv_len, q_len)| {
+                        at += q_len;
+                        PagedSegment { q_start: at - q_len, q_len: *q_len, kv_len: *kv_len, pages }
+                    })
+                    .collect();
+                let q = values(at * shape.q_width(), 1);
+                each_isa(|isa| {
+                    let mut alone = vec![f32::NAN; q.len()];
+                    for segment in &segments {
+                        attention_paged(&q, &[*segment], pool, shape, &mut alone);
+                    }
+                    for threads in [1, 2, 7] {
+                        pool::set_threads(threads);
+                        let mut together = vec![f32::NAN; q.len()];
+                        attention_paged(&q, &segments, pool, shape, &mut together);
+                        assert!(
+                            together == alone,
+                            "{isa} {shape:?} {common} pages of {page_tokens}, {threads} threads"
+                        );
+                    }
+                    pool::set_threads(0);
+                });
+            }
+        }
+    }
+}
