@@ -11,6 +11,7 @@
 
 mod backward;
 mod forward;
+mod jobs;
 #[cfg(test)]
 mod tests;
 
