@@ -71,7 +71,11 @@ pub(super) fn blocks(
 }
 
 /// The same for segments in pages; those with few new tokens that begin with the same pages come into blocks together.
-pub(super) fn shared_blocks(shape: &AttentionShape, segments: &[PagedSegment<'_>], page_tokens: usize) -> Jobs {
+pub(super) fn shared_blocks(
+    shape: &AttentionShape,
+    segments: &[PagedSegment<'_>],
+    page_tokens: usize,
+) -> Jobs {
     let mut jobs = Jobs::default();
     // At least one block for each thread.
     let total = segments.iter().map(|segment| segment.q_len).sum::<usize>();

@@ -49,7 +49,13 @@ pub(crate) unsafe trait Right: Sync {
     /// V is available, the panel exists, `scratch` has room.
     unsafe fn panel<V: Vector>(&self, panel: usize, depth: Range<usize>, scratch: *mut f32) -> *const f32;
 
-    /// Computes not too many rows straight from the packed form, or returns false.
+    /// Rows of a tile, where so many rows are computed straight from the packed form in several tiles.
+    fn tile_rows<V: Vector>(&self, _rows: usize) -> Option<usize> {
+        None
+    }
+
+    /// Computes not too many rows straight from the packed form, or returns false. `laid` has the rows as
+    /// [`Product::lay`] writes them for [`Right::tile_rows`], if somebody did.
     ///
     /// # Safety
     /// V is available; rows and sub-panels exist.
@@ -58,6 +64,7 @@ pub(crate) unsafe trait Right: Sync {
         _rows: usize,
         _subs: Range<usize>,
         _left: Strided,
+        _laid: Option<&[f32]>,
         _depth: usize,
         _ends: Ends,
     ) -> bool {
@@ -114,18 +121,53 @@ impl Product {
         let rows_each = m.div_ceil(row_tasks.max(1)).max(1);
         let panels_each = panels.div_ceil(panel_tasks.max(1)).max(1);
         let (row_tasks, panel_tasks) = (m.div_ceil(rows_each), panels.div_ceil(panels_each));
-        pool::parallel_for(row_tasks * panel_tasks, |task| {
-            let (row, panel) = (task / panel_tasks * rows_each, task % panel_tasks * panels_each);
-            let rows = row..(row + rows_each).min(m);
-            let panels = panel..(panel + panels_each).min(panels);
-            // SAFETY: the caller's promise; blocks of different tasks are disjoint.
-            unsafe { self.block::<V>(right, rows, panels) }
+        let run = |laid: Option<&[f32]>| {
+            pool::parallel_for(row_tasks * panel_tasks, |task| {
+                let (row, panel) = (task / panel_tasks * rows_each, task % panel_tasks * panels_each);
+                let rows = row..(row + rows_each).min(m);
+                let panels = panel..(panel + panels_each).min(panels);
+                // SAFETY: the caller's promise; blocks of different tasks are disjoint.
+                unsafe { self.block::<V>(right, rows, panels, laid) }
+            });
+        };
+        // Tasks that share their rows have them laid out once.
+        match right.tile_rows::<V>(m) {
+            Some(most) if row_tasks == 1 && panel_tasks > 1 => scratch::with(m * self.depth, |laid| {
+                // SAFETY: the caller's promise.
+                unsafe { self.lay::<V>(most, laid) };
+                run(Some(laid));
+            }),
+            _ => run(None),
+        }
+    }
+
+    /// [`interleave`] of all rows, on all threads.
+    ///
+    /// # Safety
+    /// As for [`Product::run`].
+    unsafe fn lay<V: Vector>(&self, most: usize, to: &mut [f32]) {
+        // A few tiles a task: one alone takes less time than a thread needs to come.
+        let each = most * 4;
+        let (rows, to) = (self.out.rows, pool::Parts::new(to));
+        pool::parallel_for(rows.div_ceil(each), |task| {
+            let (start, end) = (task * each, ((task + 1) * each).min(rows));
+            // SAFETY: each task has its own rows; the caller's promise.
+            unsafe {
+                let to = to.get(start * self.depth..end * self.depth);
+                interleave::<V>(self.left.down(start), end - start, most, 0..self.depth, to);
+            }
         });
     }
 
     /// # Safety
     /// As for [`Product::run`]; no other thread writes this block.
-    unsafe fn block<V: Vector>(&self, right: &impl Right, rows: Range<usize>, panels: Range<usize>) {
+    unsafe fn block<V: Vector>(
+        &self,
+        right: &impl Right,
+        rows: Range<usize>,
+        panels: Range<usize>,
+        laid: Option<&[f32]>,
+    ) {
         let subs = PANEL / (2 * V::LANES);
         let left = self.left.down(rows.start);
         let sums = if self.add { Sums::Add } else { Sums::Write };
@@ -133,7 +175,8 @@ impl Product {
             .shifted(rows.start, panels.start * PANEL);
         // SAFETY: the caller's promise.
         if unsafe {
-            right.packed::<V>(rows.len(), panels.start * subs..panels.end * subs, left, self.depth, ends)
+            let subs = panels.start * subs..panels.end * subs;
+            right.packed::<V>(rows.len(), subs, left, laid, self.depth, ends)
         } {
             return;
         }
@@ -193,7 +236,7 @@ fn tile_rows(rows: usize, most: usize) -> usize {
 ///
 /// # Safety
 /// V is available; `left` covers the rows and `depth`; `to` has room.
-unsafe fn interleave<V: Vector>(
+pub(crate) unsafe fn interleave<V: Vector>(
     left: Strided,
     rows: usize,
     most: usize,
@@ -258,57 +301,58 @@ unsafe fn wide<V: Vector>(a: Interleave, first: usize, chain: usize, b: *const f
 /// Rows of the largest tile that [`direct`] has code for.
 const MOST_DIRECT: usize = 12;
 
+/// Rows of each tile of [`direct`].
+pub(crate) fn direct_rows<V: Vector, S: Source<V>>(rows: usize) -> usize {
+    // With as many rows, a packed word has no register of its own on AVX2; measured, that costs no more than lower tiles do.
+    tile_rows(rows, most_rows::<V, S>(1).min(MOST_DIRECT))
+}
+
 /// A moderate number of rows straight from the packed form: widening weights in registers costs less than writing them
-/// as f32 first, until very many rows share them.
+/// as f32 first, until very many rows share them. `a` holds the rows, [`interleave`]d for tiles of [`direct_rows`].
 ///
 /// # Safety
-/// V is available; `left`, the sources and `ends` cover the product.
+/// V is available; `a`, the sources and `ends` cover the product.
 pub(crate) unsafe fn direct<V: Vector, S: Source<V> + Packing>(
     rows: usize,
     subs: Range<usize>,
-    left: Strided,
+    a: &[f32],
     depth: usize,
     source: impl Fn(usize) -> S,
     ends: Ends,
 ) {
-    // With as many rows, a packed word has no register of its own on AVX2; measured, that costs no more than lower tiles do.
-    let most = tile_rows(rows, most_rows::<V, S>(1).min(MOST_DIRECT));
-    scratch::with(rows * depth, |a| {
-        // SAFETY: the caller's promise.
-        unsafe { interleave::<V>(left, rows, most, 0..depth, a) };
-        for sub in subs.clone() {
-            let next = (sub + 1 < subs.end).then(|| source(sub + 1).start());
-            let (source, parts) = (source(sub), rows.div_ceil(most));
-            for (part, row) in (0..rows).step_by(most.max(1)).enumerate() {
-                // Several tiles over one sub-panel: without this the first would wait for memory, and memory for the others.
-                let source = match next {
-                    Some(next) if parts > 1 => {
-                        let bytes = (next as usize).wrapping_sub(source.start() as usize);
-                        source.asking(Ahead::part(next, bytes, part, parts))
-                    }
-                    _ => source,
-                };
-                let count = (rows - row).min(most);
-                let a = a[row * depth..].as_ptr();
-                let mut ends = ends.shifted(row, (sub - subs.start) * 2 * V::LANES);
-                for range in chains_of(0..depth) {
-                    macro_rules! by_rows {
-                        ($($m:literal)*) => {
-                            match count {
-                                // SAFETY: the caller's promise.
-                                $($m => unsafe {
-                                    V::tile::<_, _, $m, 1>(range, Interleaved::<$m>(a), [source], ends)
-                                },)*
-                                _ => unreachable!("no more than 12 rows in a tile"),
-                            }
-                        };
-                    }
-                    by_rows!(1 2 3 4 5 6 7 8 9 10 11 12);
-                    ends.sums = Sums::Add;
+    let most = direct_rows::<V, S>(rows);
+    for sub in subs.clone() {
+        let next = (sub + 1 < subs.end).then(|| source(sub + 1).start());
+        let (source, parts) = (source(sub), rows.div_ceil(most));
+        for (part, row) in (0..rows).step_by(most.max(1)).enumerate() {
+            // Several tiles over one sub-panel: without this the first would wait for memory, and memory for the others.
+            let source = match next {
+                Some(next) if parts > 1 => {
+                    let bytes = (next as usize).wrapping_sub(source.start() as usize);
+                    source.asking(Ahead::part(next, bytes, part, parts))
                 }
+                _ => source,
+            };
+            let count = (rows - row).min(most);
+            let a = a[row * depth..].as_ptr();
+            let mut ends = ends.shifted(row, (sub - subs.start) * 2 * V::LANES);
+            for range in chains_of(0..depth) {
+                macro_rules! by_rows {
+                    ($($m:literal)*) => {
+                        match count {
+                            // SAFETY: the caller's promise.
+                            $($m => unsafe {
+                                V::tile::<_, _, $m, 1>(range, Interleaved::<$m>(a), [source], ends)
+                            },)*
+                            _ => unreachable!("no more than 12 rows in a tile"),
+                        }
+                    };
+                }
+                by_rows!(1 2 3 4 5 6 7 8 9 10 11 12);
+                ends.sums = Sums::Add;
             }
         }
-    });
+    }
 }
 
 /// The most rows that [`narrow`] takes at once: of tiles two sub-panels wide, unless those are very low.

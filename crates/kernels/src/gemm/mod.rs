@@ -25,10 +25,10 @@ use drive::{Product, Right};
 use tile::{Ends, GROUP, PANEL, Packing, RowMajor, Source, Strided};
 use vector::Vector;
 
-use crate::isa;
 #[cfg(target_arch = "x86_64")]
 use crate::isa::Isa;
 use crate::packed::{Packed, Storage, WithSources};
+use crate::{isa, scratch};
 
 /// What happens to the values that are in the output already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,25 +158,43 @@ unsafe impl Right for Forward<'_> {
         scratch
     }
 
+    fn tile_rows<V: Vector>(&self, rows: usize) -> Option<usize> {
+        struct TileRows(usize);
+        impl<V: Vector> WithSources<V> for TileRows {
+            type Output = Option<usize>;
+            fn call<S: Source<V> + Packing>(
+                self,
+                most_rows: usize,
+                _source: impl Fn(usize) -> S,
+            ) -> Option<usize> {
+                let direct = drive::few::<V, S>() + 1..most_rows + 1;
+                direct.contains(&self.0).then(|| drive::direct_rows::<V, S>(self.0))
+            }
+        }
+        self.0.with_sources::<V, _>(TileRows(rows))
+    }
+
     unsafe fn packed<V: Vector>(
         &self,
         rows: usize,
         subs: Range<usize>,
         left: Strided,
+        laid: Option<&[f32]>,
         depth: usize,
         ends: Ends,
     ) -> bool {
-        struct Direct {
+        struct Straight<'a> {
             rows: usize,
             subs: Range<usize>,
             left: Strided,
+            laid: Option<&'a [f32]>,
             depth: usize,
             ends: Ends,
         }
-        impl<V: Vector> WithSources<V> for Direct {
+        impl<V: Vector> WithSources<V> for Straight<'_> {
             type Output = bool;
             fn call<S: Source<V> + Packing>(self, most_rows: usize, source: impl Fn(usize) -> S) -> bool {
-                let Self { rows, subs, left, depth, ends } = self;
+                let Self { rows, subs, left, laid, depth, ends } = self;
                 if rows > most_rows || left.col != 1 {
                     return false;
                 }
@@ -185,14 +203,19 @@ unsafe impl Right for Forward<'_> {
                     if rows <= drive::few::<V, S>() {
                         let a = RowMajor { start: left.start, row: left.row };
                         drive::narrow::<V, _, _>(rows, subs, a, depth, source, ends);
+                    } else if let Some(laid) = laid {
+                        drive::direct::<V, _>(rows, subs, laid, depth, source, ends);
                     } else {
-                        drive::direct::<V, _>(rows, subs, left, depth, source, ends);
+                        scratch::with(rows * depth, |a| {
+                            drive::interleave::<V>(left, rows, drive::direct_rows::<V, S>(rows), 0..depth, a);
+                            drive::direct::<V, _>(rows, subs, a, depth, source, ends);
+                        });
                     }
                 }
                 true
             }
         }
-        self.0.with_sources::<V, _>(Direct { rows, subs, left, depth, ends })
+        self.0.with_sources::<V, _>(Straight { rows, subs, left, laid, depth, ends })
     }
 }
 
