@@ -146,7 +146,7 @@ pub fn attention_paged(
     for segment in segments {
         segment.check(tokens, &shape, page, pool.k.len());
     }
-    let jobs = shared_blocks(&shape, segments, page);
+    let jobs = shared_blocks(&shape, segments, page, pool::threads());
     run(&shape, q, &jobs, out, None, |segment, keys, kv_head, use_run| {
         for (page_index, slot, len) in segments[segment].runs(keys, page) {
             let start = (page_index * shape.kv_heads + kv_head) * dim * page;

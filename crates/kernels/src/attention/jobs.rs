@@ -5,10 +5,8 @@
 use std::ops::Range;
 
 use super::{AttentionShape, PagedSegment, TILE};
-use crate::pool;
 
 /// Some queries of one segment.
-#[derive(Clone)]
 pub(super) struct Queries {
     pub(super) segment: usize,
     pub(super) rows: Range<usize>,
@@ -19,6 +17,7 @@ pub(super) struct Queries {
 /// Blocks of queries.
 #[derive(Default)]
 pub(super) struct Jobs {
+    /// Of all blocks, one block after the other.
     pub(super) queries: Vec<Queries>,
     pub(super) blocks: Vec<Job>,
 }
@@ -70,16 +69,17 @@ pub(super) fn blocks(
     jobs
 }
 
-/// The same for segments in pages; those with few new tokens that begin with the same pages come into blocks together.
+/// The same for segments in pages; those with few new tokens that begin with the same pages come into blocks together, as
+/// long as there are as many blocks as `threads`.
 pub(super) fn shared_blocks(
     shape: &AttentionShape,
     segments: &[PagedSegment<'_>],
     page_tokens: usize,
+    threads: usize,
 ) -> Jobs {
     let mut jobs = Jobs::default();
-    // At least one block for each thread.
     let total = segments.iter().map(|segment| segment.q_len).sum::<usize>();
-    let most = shape.block().min(total.div_ceil(pool::threads()));
+    let most = shape.block().min(total.div_ceil(threads));
     let mut order: Vec<usize> = (0..segments.len()).filter(|&i| segments[i].q_len > 0).collect();
     // Segments with common pages become neighbours.
     order.sort_by_key(|&i| segments[i].pages);
@@ -134,9 +134,7 @@ mod tests {
                 PagedSegment { q_start: at - q_len, q_len, kv_len, pages }
             })
             .collect();
-        pool::set_threads(1);
-        let jobs = shared_blocks(&shape, &segments, 64);
-        pool::set_threads(0);
+        let jobs = shared_blocks(&shape, &segments, 64, 1);
         let blocks: Vec<(Vec<usize>, usize)> = jobs
             .blocks
             .iter()
