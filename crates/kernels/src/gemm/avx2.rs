@@ -62,7 +62,27 @@ unsafe impl Vector for Avx2 {
     }
     #[inline(always)]
     unsafe fn store_first(self, to: *mut f32, lanes: usize) {
-        unsafe { _mm256_maskstore_ps(to, mask(lanes), self.0) }
+        // Not a masked store: AMD's processors take some forty steps for one.
+        unsafe {
+            if lanes == 8 {
+                return self.store(to);
+            }
+            let mut four = _mm256_castps256_ps128(self.0);
+            let mut at = to;
+            if lanes & 4 != 0 {
+                _mm_storeu_ps(at, four);
+                four = _mm256_extractf128_ps::<1>(self.0);
+                at = at.add(4);
+            }
+            if lanes & 2 != 0 {
+                _mm_storel_pd(at.cast(), _mm_castps_pd(four));
+                four = _mm_movehl_ps(four, four);
+                at = at.add(2);
+            }
+            if lanes & 1 != 0 {
+                _mm_store_ss(at, four);
+            }
+        }
     }
     #[inline(always)]
     unsafe fn mul_add(self, b: Self, c: Self) -> Self {
@@ -134,7 +154,8 @@ unsafe impl Vector for Avx2 {
         unsafe {
             let mut a = [_mm256_setzero_ps(); 8];
             for (i, a) in a.iter_mut().enumerate().take(rows) {
-                *a = Self::load_first(from.add(i * from_row), cols).0;
+                let from = from.add(i * from_row);
+                *a = if cols == 8 { Self::load(from).0 } else { Self::load_first(from, cols).0 };
             }
             for (j, column) in transposed(a).into_iter().enumerate().take(cols) {
                 Self(column).store_first(to.add(j * to_row), rows);

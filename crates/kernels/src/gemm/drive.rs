@@ -38,6 +38,17 @@ pub(crate) struct Matrix {
     pub(crate) cols: usize,
 }
 
+/// How a block of rows is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// Very few rows straight from the packed form, several sub-panels at once.
+    Narrow,
+    /// A moderate number of rows straight from the packed form, laid out for tiles of so many.
+    Direct(usize),
+    /// Many rows by panels of f32 values.
+    Panels,
+}
+
 /// The right matrix of a product, by panels of 32 columns.
 ///
 /// # Safety
@@ -49,17 +60,17 @@ pub(crate) unsafe trait Right: Sync {
     /// V is available, the panel exists, `scratch` has room.
     unsafe fn panel<V: Vector>(&self, panel: usize, depth: Range<usize>, scratch: *mut f32) -> *const f32;
 
-    /// Rows of a tile, where so many rows are computed straight from the packed form in several tiles.
-    fn tile_rows<V: Vector>(&self, _rows: usize) -> Option<usize> {
-        None
+    /// How blocks of so many rows are computed.
+    fn way<V: Vector>(&self, _rows: usize) -> Way {
+        Way::Panels
     }
 
-    /// Computes not too many rows straight from the packed form, or returns false. `laid` has the rows as
-    /// [`Product::lay`] writes them for [`Right::tile_rows`], if somebody did.
+    /// Computes a block of rows straight from the packed form, where [`Right::way`] says so. `laid` has the rows as
+    /// [`interleave`] writes them for [`Way::Direct`], if somebody did.
     ///
     /// # Safety
     /// V is available; rows and sub-panels exist.
-    unsafe fn packed<V: Vector>(
+    unsafe fn straight<V: Vector>(
         &self,
         _rows: usize,
         _subs: Range<usize>,
@@ -67,8 +78,8 @@ pub(crate) unsafe trait Right: Sync {
         _laid: Option<&[f32]>,
         _depth: usize,
         _ends: Ends,
-    ) -> bool {
-        false
+    ) {
+        unreachable!("a matrix without a packed form")
     }
 }
 
@@ -121,20 +132,29 @@ impl Product {
         let rows_each = m.div_ceil(row_tasks.max(1)).max(1);
         let panels_each = panels.div_ceil(panel_tasks.max(1)).max(1);
         let (row_tasks, panel_tasks) = (m.div_ceil(rows_each), panels.div_ceil(panels_each));
+        let way = right.way::<V>(rows_each);
         let run = |laid: Option<&[f32]>| {
             pool::parallel_for(row_tasks * panel_tasks, |task| {
                 let (row, panel) = (task / panel_tasks * rows_each, task % panel_tasks * panels_each);
                 let rows = row..(row + rows_each).min(m);
                 let panels = panel..(panel + panels_each).min(panels);
                 // SAFETY: the caller's promise; blocks of different tasks are disjoint.
-                unsafe { self.block::<V>(right, rows, panels, laid) }
+                unsafe {
+                    if matches!(way, Way::Narrow | Way::Direct(_)) {
+                        self.straight::<V>(right, rows, panels, laid);
+                    } else {
+                        for depth in parts_of(self.depth) {
+                            self.block::<V>(right, rows.clone(), panels.clone(), depth);
+                        }
+                    }
+                }
             });
         };
-        // Tasks that share their rows have them laid out once.
-        match right.tile_rows::<V>(m) {
-            Some(most) if row_tasks == 1 && panel_tasks > 1 => scratch::with(m * self.depth, |laid| {
+        match way {
+            // Tasks that share their rows have them laid out once.
+            Way::Direct(tile) if row_tasks == 1 && panel_tasks > 1 => scratch::with(m * self.depth, |laid| {
                 // SAFETY: the caller's promise.
-                unsafe { self.lay::<V>(most, laid) };
+                unsafe { self.lay::<V>(tile, laid) };
                 run(Some(laid));
             }),
             _ => run(None),
@@ -159,6 +179,31 @@ impl Product {
         });
     }
 
+    /// Where the block of these rows and panels goes.
+    fn ends(&self, rows: &Range<usize>, panels: &Range<usize>) -> Ends {
+        let sums = if self.add { Sums::Add } else { Sums::Write };
+        Ends { to: self.out.start, row: self.out.row, cols: self.out.cols, sums }
+            .shifted(rows.start, panels.start * PANEL)
+    }
+
+    /// # Safety
+    /// As for [`Product::run`]; no other thread writes this block.
+    unsafe fn straight<V: Vector>(
+        &self,
+        right: &impl Right,
+        rows: Range<usize>,
+        panels: Range<usize>,
+        laid: Option<&[f32]>,
+    ) {
+        let (ends, left) = (self.ends(&rows, &panels), self.left.down(rows.start));
+        let subs = PANEL / (2 * V::LANES);
+        let subs = panels.start * subs..panels.end * subs;
+        // SAFETY: the caller's promise.
+        unsafe { right.straight::<V>(rows.len(), subs, left, laid, self.depth, ends) }
+    }
+
+    /// The part of the sums over `depth` (one of [`parts_of`]) by panels.
+    ///
     /// # Safety
     /// As for [`Product::run`]; no other thread writes this block.
     unsafe fn block<V: Vector>(
@@ -166,56 +211,37 @@ impl Product {
         right: &impl Right,
         rows: Range<usize>,
         panels: Range<usize>,
-        laid: Option<&[f32]>,
+        depth: Range<usize>,
     ) {
-        let subs = PANEL / (2 * V::LANES);
-        let left = self.left.down(rows.start);
-        let sums = if self.add { Sums::Add } else { Sums::Write };
-        let ends = Ends { to: self.out.start, row: self.out.row, cols: self.out.cols, sums }
-            .shifted(rows.start, panels.start * PANEL);
-        // SAFETY: the caller's promise.
-        if unsafe {
-            let subs = panels.start * subs..panels.end * subs;
-            right.packed::<V>(rows.len(), subs, left, laid, self.depth, ends)
-        } {
-            return;
-        }
-        let most = self.depth.clamp(1, DEPTH);
-        scratch::with(rows.len() * most, |a| {
-            scratch::with(PANEL * most.min(CHAIN), |b| {
-                let mut start = 0;
-                loop {
-                    let depth = start..(start + DEPTH).min(self.depth);
-                    // SAFETY: the caller's promise; the scratch buffers are large enough.
-                    unsafe {
-                        let tile = tile_rows(rows.len(), V::ROWS);
-                        interleave::<V>(left, rows.len(), tile, depth.clone(), a);
-                        for panel in panels.clone() {
-                            let mut ends = ends.shifted(0, (panel - panels.start) * PANEL);
-                            // A chain's part of the panel stays in the first-level cache for all rows.
-                            for chain in chains_of(depth.clone()) {
-                                if chain.start > 0 {
-                                    ends.sums = Sums::Add;
-                                }
-                                let b = right.panel::<V>(panel, chain.clone(), b.as_mut_ptr());
-                                let a = Interleave {
-                                    start: a.as_ptr(),
-                                    rows: rows.len(),
-                                    depth: depth.len(),
-                                    most: tile,
-                                };
-                                wide::<V>(a, chain.start - start, chain.len(), b, ends);
+        let (ends, left) = (self.ends(&rows, &panels), self.left.down(rows.start));
+        scratch::with(rows.len() * depth.len(), |a| {
+            scratch::with(PANEL * depth.len().min(CHAIN), |b| {
+                let tile = tile_rows(rows.len(), V::ROWS);
+                // SAFETY: the caller's promise; the scratch buffers are large enough.
+                unsafe {
+                    interleave::<V>(left, rows.len(), tile, depth.clone(), a);
+                    let a =
+                        Interleave { start: a.as_ptr(), rows: rows.len(), depth: depth.len(), most: tile };
+                    for panel in panels.clone() {
+                        let mut ends = ends.shifted(0, (panel - panels.start) * PANEL);
+                        // A chain's part of the panel stays in the first-level cache for all rows.
+                        for chain in chains_of(depth.clone()) {
+                            if chain.start > 0 {
+                                ends.sums = Sums::Add;
                             }
+                            let b = right.panel::<V>(panel, chain.clone(), b.as_mut_ptr());
+                            wide::<V>(a, chain.start - depth.start, chain.len(), b, ends);
                         }
-                    }
-                    start = depth.end;
-                    if start >= self.depth {
-                        break;
                     }
                 }
             });
         });
     }
+}
+
+/// Cuts all values of k into parts of which a block of the left matrix is laid out at once. There is at least one.
+fn parts_of(depth: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..depth.div_ceil(DEPTH).max(1)).map(move |i| i * DEPTH..((i + 1) * DEPTH).min(depth))
 }
 
 /// Cuts values of k into chains. Without any there is one empty chain, which writes zeros.

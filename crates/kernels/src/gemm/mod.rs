@@ -21,7 +21,7 @@ pub(crate) mod vector;
 use std::ops::Range;
 
 pub(crate) use drive::{Matrix, chains, dots, strided, transpose_with};
-use drive::{Product, Right};
+use drive::{Product, Right, Way};
 use tile::{Ends, GROUP, PANEL, Packing, RowMajor, Source, Strided};
 use vector::Vector;
 
@@ -158,23 +158,25 @@ unsafe impl Right for Forward<'_> {
         scratch
     }
 
-    fn tile_rows<V: Vector>(&self, rows: usize) -> Option<usize> {
-        struct TileRows(usize);
-        impl<V: Vector> WithSources<V> for TileRows {
-            type Output = Option<usize>;
-            fn call<S: Source<V> + Packing>(
-                self,
-                most_rows: usize,
-                _source: impl Fn(usize) -> S,
-            ) -> Option<usize> {
-                let direct = drive::few::<V, S>() + 1..most_rows + 1;
-                direct.contains(&self.0).then(|| drive::direct_rows::<V, S>(self.0))
+    fn way<V: Vector>(&self, rows: usize) -> Way {
+        struct Choose(usize);
+        impl<V: Vector> WithSources<V> for Choose {
+            type Output = Way;
+            fn call<S: Source<V> + Packing>(self, most_rows: usize, _source: impl Fn(usize) -> S) -> Way {
+                let Self(rows) = self;
+                if rows <= drive::few::<V, S>().min(most_rows) {
+                    Way::Narrow
+                } else if rows <= most_rows {
+                    Way::Direct(drive::direct_rows::<V, S>(rows))
+                } else {
+                    Way::Panels
+                }
             }
         }
-        self.0.with_sources::<V, _>(TileRows(rows))
+        self.0.with_sources::<V, _>(Choose(rows))
     }
 
-    unsafe fn packed<V: Vector>(
+    unsafe fn straight<V: Vector>(
         &self,
         rows: usize,
         subs: Range<usize>,
@@ -182,8 +184,9 @@ unsafe impl Right for Forward<'_> {
         laid: Option<&[f32]>,
         depth: usize,
         ends: Ends,
-    ) -> bool {
+    ) {
         struct Straight<'a> {
+            way: Way,
             rows: usize,
             subs: Range<usize>,
             left: Strided,
@@ -192,30 +195,30 @@ unsafe impl Right for Forward<'_> {
             ends: Ends,
         }
         impl<V: Vector> WithSources<V> for Straight<'_> {
-            type Output = bool;
-            fn call<S: Source<V> + Packing>(self, most_rows: usize, source: impl Fn(usize) -> S) -> bool {
-                let Self { rows, subs, left, laid, depth, ends } = self;
-                if rows > most_rows || left.col != 1 {
-                    return false;
-                }
-                // SAFETY: the promise of `packed`'s caller.
+            type Output = ();
+            fn call<S: Source<V> + Packing>(self, _most_rows: usize, source: impl Fn(usize) -> S) {
+                let Self { way, rows, subs, left, laid, depth, ends } = self;
+                // SAFETY: the promise of `straight`'s caller.
                 unsafe {
-                    if rows <= drive::few::<V, S>() {
-                        let a = RowMajor { start: left.start, row: left.row };
-                        drive::narrow::<V, _, _>(rows, subs, a, depth, source, ends);
-                    } else if let Some(laid) = laid {
-                        drive::direct::<V, _>(rows, subs, laid, depth, source, ends);
-                    } else {
-                        scratch::with(rows * depth, |a| {
-                            drive::interleave::<V>(left, rows, drive::direct_rows::<V, S>(rows), 0..depth, a);
+                    match (way, laid) {
+                        (Way::Direct(_), Some(laid)) => {
+                            drive::direct::<V, _>(rows, subs, laid, depth, source, ends);
+                        }
+                        (Way::Direct(tile), None) => scratch::with(rows * depth, |a| {
+                            drive::interleave::<V>(left, rows, tile, 0..depth, a);
                             drive::direct::<V, _>(rows, subs, a, depth, source, ends);
-                        });
+                        }),
+                        _ => {
+                            let a = RowMajor { start: left.start, row: left.row };
+                            drive::narrow::<V, _, _>(rows, subs, a, depth, source, ends);
+                        }
                     }
                 }
-                true
             }
         }
-        self.0.with_sources::<V, _>(Straight { rows, subs, left, laid, depth, ends })
+        debug_assert_eq!(left.col, 1, "activations lie in rows");
+        let way = self.way::<V>(rows);
+        self.0.with_sources::<V, _>(Straight { way, rows, subs, left, laid, depth, ends });
     }
 }
 
