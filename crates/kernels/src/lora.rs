@@ -5,7 +5,7 @@
 //! (B transposed) `[R, n]`, R = Σ rᵢ, so that all inner loops run over contiguous rows. An expert whose gate is 0 costs
 //! nothing, so a mixture that selects one expert costs about as much as one expert.
 
-use crate::gemm::tile::Strided;
+use crate::gemm::left::Strided;
 use crate::gemm::{Accumulate, Matrix, View, dots, gemm, strided};
 use crate::isa::{self, Isa};
 use crate::pool::{self, Parts};

@@ -12,9 +12,10 @@
 
 use half::{bf16, f16};
 
-use crate::gemm::tile::{
-    GROUP, INT8_GROUP, PANEL, PackedBf16, PackedF32, PackedInt8, PackedQ4, Packing, Q4_GROUP, Source,
+use crate::gemm::source::{
+    GROUP, INT8_GROUP, PackedBf16, PackedF32, PackedInt8, PackedQ4, Packing, Q4_GROUP, Source,
 };
+use crate::gemm::tile::PANEL;
 use crate::gemm::vector::Vector;
 use crate::pool;
 

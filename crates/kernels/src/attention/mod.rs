@@ -20,7 +20,7 @@ pub use forward::{attention, attention_paged, store_paged};
 
 use std::ops::Range;
 
-use crate::gemm::tile::Strided;
+use crate::gemm::left::Strided;
 use crate::gemm::{Matrix, strided, transpose_with};
 use crate::isa::Isa;
 

@@ -3,7 +3,9 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::tile::{self, Ends, Left, Source};
+use super::left::Left;
+use super::source::Source;
+use super::tile::{self, Ends};
 use super::vector::Vector;
 
 /// A 256-bit register.

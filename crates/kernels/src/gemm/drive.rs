@@ -6,16 +6,30 @@ use std::ops::Range;
 use super::avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 use super::avx512::Avx512;
+use super::left::{ColMajor, Interleaved, RowMajor, Rows, Strided};
 #[cfg(target_arch = "aarch64")]
 use super::neon::Neon;
 use super::portable::Portable;
-use super::tile::{
-    Ahead, CHAIN, ColMajor, Ends, FewFloats, Floats, Interleaved, PANEL, Packing, RowMajor, Rows, Source,
-    Strided, Sums, most_rows,
-};
+use super::source::{Ahead, FewFloats, Floats, Packing, Source};
+use super::tile::{CHAIN, Ends, PANEL, Sums, most_rows};
 use super::vector::Vector;
 use crate::isa::Isa;
 use crate::{pool, scratch};
+
+/// Calls a function for the instruction set in use.
+macro_rules! by_isa {
+    ($isa:expr, $($function:ident)::+ ($($argument:expr),*)) => {
+        match $isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 | Isa::Amx => $($function)::+::<Avx512>($($argument),*),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => $($function)::+::<Avx2>($($argument),*),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => $($function)::+::<Neon>($($argument),*),
+            _ => $($function)::+::<Portable>($($argument),*),
+        }
+    };
+}
 
 /// Values of k of the left matrix that are interleaved at once: whole chains.
 const DEPTH: usize = 10 * CHAIN;
@@ -99,17 +113,7 @@ impl Product {
     /// The matrices are valid for their sizes; `isa` is available.
     pub(crate) unsafe fn run(&self, isa: Isa, right: &impl Right) {
         // SAFETY: the caller's promise.
-        unsafe {
-            match isa {
-                #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 | Isa::Amx => self.split::<Avx512>(right),
-                #[cfg(target_arch = "x86_64")]
-                Isa::Avx2 => self.split::<Avx2>(right),
-                #[cfg(target_arch = "aarch64")]
-                Isa::Neon => self.split::<Neon>(right),
-                _ => self.split::<Portable>(right),
-            }
-        }
+        unsafe { by_isa!(isa, Self::split(self, right)) }
     }
 
     /// Cuts the output into blocks for the threads.
@@ -449,17 +453,7 @@ pub(crate) unsafe fn strided(
     add: bool,
 ) {
     // SAFETY: the caller's promise.
-    unsafe {
-        match isa {
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Amx => strided_with::<Avx512>(a, depth, b, ldb, out, add),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => strided_with::<Avx2>(a, depth, b, ldb, out, add),
-            #[cfg(target_arch = "aarch64")]
-            Isa::Neon => strided_with::<Neon>(a, depth, b, ldb, out, add),
-            _ => strided_with::<Portable>(a, depth, b, ldb, out, add),
-        }
-    }
+    unsafe { by_isa!(isa, strided_with(a, depth, b, ldb, out, add)) }
 }
 
 /// # Safety
@@ -505,15 +499,7 @@ unsafe fn dense<V: Vector, A: Rows>(a: A, depth: usize, b: *const f32, ldb: usiz
 /// `out[j] = x · rows[j]`, on the calling thread; `rows` is `[out.len(), x.len()]`.
 pub(crate) fn dots(isa: Isa, x: &[f32], rows: &[f32], out: &mut [f32]) {
     assert_eq!(rows.len(), out.len() * x.len(), "rows of x's length");
-    match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Amx => dots_with::<Avx512>(x, rows, out),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => dots_with::<Avx2>(x, rows, out),
-        #[cfg(target_arch = "aarch64")]
-        Isa::Neon => dots_with::<Neon>(x, rows, out),
-        _ => dots_with::<Portable>(x, rows, out),
-    }
+    by_isa!(isa, dots_with(x, rows, out))
 }
 
 /// Eight rows at once: each value of x is loaded once for them, and there are enough independent sums.
@@ -544,15 +530,7 @@ pub(crate) struct Chains {
 
 /// Multiply-adds on registers alone, `rounds` times: the most that an instruction set can do.
 pub(crate) fn chains(isa: Isa, rounds: usize) -> Chains {
-    match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Amx => chains_with::<Avx512>(rounds),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => chains_with::<Avx2>(rounds),
-        #[cfg(target_arch = "aarch64")]
-        Isa::Neon => chains_with::<Neon>(rounds),
-        _ => chains_with::<Portable>(rounds),
-    }
+    by_isa!(isa, chains_with(rounds))
 }
 
 fn chains_with<V: Vector>(rounds: usize) -> Chains {
@@ -603,15 +581,5 @@ pub(crate) unsafe fn transpose_with(
     to_row: usize,
 ) {
     // SAFETY: the caller's promise.
-    unsafe {
-        match isa {
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Amx => transpose::<Avx512>(rows, cols, from, from_row, to, to_row),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => transpose::<Avx2>(rows, cols, from, from_row, to, to_row),
-            #[cfg(target_arch = "aarch64")]
-            Isa::Neon => transpose::<Neon>(rows, cols, from, from_row, to, to_row),
-            _ => transpose::<Portable>(rows, cols, from, from_row, to, to_row),
-        }
-    }
+    unsafe { by_isa!(isa, transpose(rows, cols, from, from_row, to, to_row)) }
 }

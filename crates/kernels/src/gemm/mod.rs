@@ -12,9 +12,11 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod drive;
+pub(crate) mod left;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod portable;
+pub(crate) mod source;
 pub(crate) mod tile;
 pub(crate) mod vector;
 
@@ -22,7 +24,9 @@ use std::ops::Range;
 
 pub(crate) use drive::{Matrix, chains, dots, strided, transpose_with};
 use drive::{Product, Right, Way};
-use tile::{Ends, GROUP, PANEL, Packing, RowMajor, Source, Strided};
+use left::{RowMajor, Strided};
+use source::{GROUP, Packing, Source};
+use tile::{Ends, PANEL};
 use vector::Vector;
 
 #[cfg(target_arch = "x86_64")]

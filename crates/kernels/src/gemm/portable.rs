@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use super::tile::{self, Ends, Left, Source};
+use super::left::Left;
+use super::source::Source;
+use super::tile::{self, Ends};
 use super::vector::Vector;
 
 const LANES: usize = 8;

@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use super::tile::{Ends, Left, Source};
+use super::left::Left;
+use super::source::Source;
+use super::tile::Ends;
 
 /// A vector register of f32 values.
 ///
