@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::jobs::{Jobs, Queries, blocks, shared_blocks};
 use super::{
-    AttentionShape, Block, KvPool, KvPoolMut, PagedSegment, Run, Segment, TILE, gather, transpose_tiles,
+    AttentionShape, Block, KvPool, KvPoolMut, PagedSegment, Run, SPAN, Segment, TILE, gather, transpose_tiles,
 };
 use crate::gemm::{Matrix, transpose_with};
 use crate::isa::{self, Isa, multiversion};
@@ -170,37 +170,118 @@ fn run(
     lse: Option<&mut [f32]>,
     runs: impl Fn(usize, Range<usize>, usize, &mut dyn FnMut(Run)) + Sync,
 ) {
-    let isa = isa::active();
-    let (out, lse) = (Parts::new(out), lse.map(Parts::new));
-    pool::parallel_for(jobs.blocks.len() * shape.kv_heads, |task| {
-        // The last blocks of a sequence see the most keys: begin with them.
-        let job = &jobs.blocks[jobs.blocks.len() - 1 - task / shape.kv_heads];
-        let members = &jobs.queries[job.queries.clone()];
-        let kv_head = task % shape.kv_heads;
-        let (group, dim) = (shape.group(), shape.head_dim);
-        let rows = members.iter().map(|queries| queries.rows.len() * group).sum::<usize>();
-        scratch::with(2 * rows * dim + rows * (TILE + 2), |buffer| {
-            let (queries, buffer) = buffer.split_at_mut(rows * dim);
-            let (sums, buffer) = buffer.split_at_mut(rows * dim);
-            let (scores, state) = buffer.split_at_mut(rows * TILE);
+    let work = Work { isa: isa::active(), shape, q, jobs, runs };
+    let ends = Ends { out: Parts::new(out), lse: lse.map(Parts::new) };
+    // The last blocks of a sequence see the most keys: begin with them.
+    let place = |task: usize| (jobs.blocks.len() - 1 - task / shape.kv_heads, task % shape.kv_heads);
+    let tasks = jobs.blocks.len() * shape.kv_heads;
+    let most_spans = (0..jobs.blocks.len()).map(|block| work.spans(block).len()).max().unwrap_or(0);
+    let threads = pool::threads();
+    if threads == 1 || tasks >= 2 * threads || most_spans < 2 {
+        return pool::parallel_for(tasks, |task| {
+            let (block, kv_head) = place(task);
+            let len = work.softmax_len(block);
+            scratch::with(2 * len, |buffer| {
+                let (total, part) = buffer.split_at_mut(len);
+                let mut total = Softmax::new(total, shape.head_dim);
+                for (i, span) in work.spans(block).enumerate() {
+                    if i == 0 {
+                        work.span(block, kv_head, span, &mut total);
+                    } else {
+                        let mut part = Softmax::new(part, shape.head_dim);
+                        work.span(block, kv_head, span, &mut part);
+                        total.add(work.isa, &part);
+                    }
+                }
+                ends.finish(&work, block, kv_head, &total);
+            });
+        });
+    }
+    // Fewer blocks and heads than threads can share: the spans of long sequences are tasks of their own.
+    let mut parts = Vec::new();
+    let mut len = 0;
+    for task in 0..tasks {
+        let (block, kv_head) = place(task);
+        for span in work.spans(block) {
+            parts.push((block, kv_head, span, len..len + work.softmax_len(block)));
+            len += work.softmax_len(block);
+        }
+    }
+    scratch::with(len, |buffer| {
+        let buffers = Parts::new(&mut *buffer);
+        pool::parallel_for(parts.len(), |i| {
+            let (block, kv_head, span, ref place) = parts[i];
+            // SAFETY: each part has its own place.
+            let part = unsafe { buffers.get(place.clone()) };
+            work.span(block, kv_head, span, &mut Softmax::new(part, shape.head_dim));
+        });
+        for same in parts.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)) {
+            let (block, kv_head, _, ref first) = same[0];
+            let (total, rest) = buffer[first.start..].split_at_mut(first.len());
+            let mut total = Softmax::of(total, shape.head_dim);
+            for part in rest.chunks_exact_mut(first.len()).take(same.len() - 1) {
+                total.add(work.isa, &Softmax::of(part, shape.head_dim));
+            }
+            ends.finish(&work, block, kv_head, &total);
+        }
+    });
+}
+
+/// What all tasks read.
+struct Work<'a, R> {
+    isa: Isa,
+    shape: &'a AttentionShape,
+    q: &'a [f32],
+    jobs: &'a Jobs,
+    runs: R,
+}
+
+impl<R: Fn(usize, Range<usize>, usize, &mut dyn FnMut(Run)) + Sync> Work<'_, R> {
+    fn members(&self, block: usize) -> &[Queries] {
+        &self.jobs.queries[self.jobs.blocks[block].queries.clone()]
+    }
+
+    /// Queries times the heads that share keys.
+    fn rows(&self, block: usize) -> usize {
+        self.members(block).iter().map(|queries| queries.rows.len() * self.shape.group()).sum()
+    }
+
+    fn softmax_len(&self, block: usize) -> usize {
+        self.rows(block) * (self.shape.head_dim + 2)
+    }
+
+    /// The spans that some query of the block sees. There is at least one.
+    fn spans(&self, block: usize) -> Range<usize> {
+        let tiles = self.members(block).iter().map(|queries| self.shape.tiles(&queries.positions));
+        let (start, end) = tiles.fold((usize::MAX, 0), |(start, end), tiles| {
+            (start.min(tiles.start / SPAN), end.max(tiles.end.div_ceil(SPAN)))
+        });
+        start.min(end)..end.max(1)
+    }
+
+    /// The softmax of a block's queries over the tiles of one span.
+    fn span(&self, block: usize, kv_head: usize, span: usize, softmax: &mut Softmax<'_>) {
+        let Self { isa, shape, .. } = *self;
+        let (members, shared) = (self.members(block), self.jobs.blocks[block].shared);
+        let (group, dim, rows) = (shape.group(), shape.head_dim, self.rows(block));
+        let (first, last) = (span * SPAN, (span + 1) * SPAN);
+        scratch::with(rows * (dim + TILE), |buffer| {
+            let (queries, scores) = buffer.split_at_mut(rows * dim);
             let mut to = &mut *queries;
             for member in members {
                 let part = to.split_off_mut(..member.rows.len() * group * dim).expect("as counted");
-                gather(q, shape, member.rows.clone(), kv_head, part);
+                gather(self.q, shape, member.rows.clone(), kv_head, part);
             }
-            sums.fill(0.0);
-            for state in state.chunks_exact_mut(2) {
-                state.copy_from_slice(&[f32::NEG_INFINITY, 0.0]);
-            }
-            let mut block = Rows { isa, shape, queries, sums, scores, state };
-            if let [first, ..] = members {
+            let mut block = Rows { isa, shape, queries, scores, softmax };
+            if let [one, ..] = members {
                 let start = |member: &Queries| shape.tiles(&member.positions).start;
-                for tile in members.iter().map(start).min().unwrap_or(0)..job.shared {
+                let start = members.iter().map(start).min().unwrap_or(0);
+                for tile in start.max(first)..shared.min(last) {
                     let seen = |member: &Queries| shape.tile_keys(&member.positions, tile).start;
                     let keys = members.iter().map(seen).min().unwrap_or(0)..(tile + 1) * TILE;
                     if !keys.is_empty() {
                         block.tile(members, 0, keys.clone(), |use_run| {
-                            runs(first.segment, keys.clone(), kv_head, use_run)
+                            (self.runs)(one.segment, keys.clone(), kv_head, use_run);
                         });
                     }
                 }
@@ -208,51 +289,124 @@ fn run(
             let mut row = 0;
             for member in members {
                 let tiles = shape.tiles(&member.positions);
-                for tile in tiles.start.max(job.shared)..tiles.end {
+                for tile in tiles.start.max(shared).max(first)..tiles.end.min(last) {
                     let keys = shape.tile_keys(&member.positions, tile);
                     block.tile(std::slice::from_ref(member), row, keys.clone(), |use_run| {
-                        runs(member.segment, keys.clone(), kv_head, use_run)
+                        (self.runs)(member.segment, keys.clone(), kv_head, use_run);
                     });
                 }
                 row += member.rows.len() * group;
             }
-            for (i, row) in members.iter().flat_map(|member| member.rows.clone()).enumerate() {
-                let start = (row * shape.heads + kv_head * group) * dim;
-                // SAFETY: each row and head belongs to one task.
-                let out = unsafe { out.get(start..start + group * dim) };
-                for g in 0..group {
-                    let at = i * group + g;
-                    let inverse = 1.0 / block.state[2 * at + 1];
-                    for (out, sum) in out[g * dim..][..dim].iter_mut().zip(&block.sums[at * dim..][..dim]) {
-                        *out = sum * inverse;
-                    }
-                    if let Some(lse) = &lse {
-                        let place = row * shape.heads + kv_head * group + g;
-                        // SAFETY: as above.
-                        let lse = unsafe { lse.get(place..place + 1) };
-                        lse[0] = block.state[2 * at] + block.state[2 * at + 1].ln();
-                    }
-                }
-            }
         });
-    });
+    }
 }
 
-/// A block of queries with its running softmax.
-struct Rows<'a> {
-    isa: Isa,
-    shape: &'a AttentionShape,
-    /// `[rows, dim]`
-    queries: &'a [f32],
+/// Where results go.
+struct Ends<'a> {
+    out: Parts<'a, f32>,
+    lse: Option<Parts<'a, f32>>,
+}
+
+impl Ends<'_> {
+    fn finish<R>(&self, work: &Work<'_, R>, block: usize, kv_head: usize, softmax: &Softmax<'_>)
+    where
+        R: Fn(usize, Range<usize>, usize, &mut dyn FnMut(Run)) + Sync,
+    {
+        let shape = work.shape;
+        let (group, dim) = (shape.group(), shape.head_dim);
+        for (i, row) in work.members(block).iter().flat_map(|member| member.rows.clone()).enumerate() {
+            let start = (row * shape.heads + kv_head * group) * dim;
+            // SAFETY: each row and head belongs to one task.
+            let out = unsafe { self.out.get(start..start + group * dim) };
+            for g in 0..group {
+                let at = i * group + g;
+                let inverse = 1.0 / softmax.state[2 * at + 1];
+                for (out, sum) in out[g * dim..][..dim].iter_mut().zip(&softmax.sums[at * dim..][..dim]) {
+                    *out = sum * inverse;
+                }
+                if let Some(lse) = &self.lse {
+                    let place = row * shape.heads + kv_head * group + g;
+                    // SAFETY: as above.
+                    let lse = unsafe { lse.get(place..place + 1) };
+                    lse[0] = softmax.state[2 * at] + softmax.state[2 * at + 1].ln();
+                }
+            }
+        }
+    }
+}
+
+/// The running softmax of some rows.
+struct Softmax<'a> {
     /// Σ p v so far, `[rows, dim]`.
     sums: &'a mut [f32],
-    /// `[rows, TILE]`
-    scores: &'a mut [f32],
     /// (greatest score, Σ p) of each row.
     state: &'a mut [f32],
 }
 
-impl Rows<'_> {
+impl<'a> Softmax<'a> {
+    /// What [`Softmax::new`] began in the same buffer.
+    fn of(buffer: &'a mut [f32], dim: usize) -> Self {
+        let (sums, state) = buffer.split_at_mut(buffer.len() / (dim + 2) * dim);
+        Self { sums, state }
+    }
+
+    /// Of no keys; `buffer` is `[rows, dim + 2]`.
+    fn new(buffer: &'a mut [f32], dim: usize) -> Self {
+        let new = Self::of(buffer, dim);
+        new.sums.fill(0.0);
+        for state in new.state.chunks_exact_mut(2) {
+            state.copy_from_slice(&[f32::NEG_INFINITY, 0.0]);
+        }
+        new
+    }
+
+    /// Adds the softmax of the same rows over later keys. A row that has seen no key takes the other's bits.
+    fn add(&mut self, isa: Isa, later: &Softmax<'_>) {
+        let dim = self.sums.len() / (self.state.len() / 2).max(1);
+        let rows = self.sums.chunks_exact_mut(dim.max(1)).zip(later.sums.chunks_exact(dim.max(1)));
+        let states = self.state.chunks_exact_mut(2).zip(later.state.chunks_exact(2));
+        for ((sums, later_sums), (state, later_state)) in rows.zip(states) {
+            if later_state[0] == f32::NEG_INFINITY {
+                continue;
+            }
+            if state[0] == f32::NEG_INFINITY {
+                sums.copy_from_slice(later_sums);
+                state.copy_from_slice(later_state);
+            } else {
+                join(isa, (sums, state), (later_sums, later_state));
+            }
+        }
+    }
+}
+
+multiversion! {
+    fn join(row: (&mut [f32], &mut [f32]), later: (&[f32], &[f32])) = join_body;
+}
+
+/// Relative to the greater of the two greatest scores.
+#[inline(always)]
+fn join_body<const FMA: bool>((sums, state): (&mut [f32], &mut [f32]), later: (&[f32], &[f32])) {
+    let greatest = state[0].max(later.1[0]);
+    let (own, other) = (exp::<FMA>(state[0] - greatest), exp::<FMA>(later.1[0] - greatest));
+    state[0] = greatest;
+    state[1] = state[1] * own + later.1[1] * other;
+    for (sum, later) in sums.iter_mut().zip(later.0) {
+        *sum = *sum * own + later * other;
+    }
+}
+
+/// A block of queries with its running softmax.
+struct Rows<'a, 'b> {
+    isa: Isa,
+    shape: &'a AttentionShape,
+    /// `[rows, dim]`
+    queries: &'a [f32],
+    /// `[rows, TILE]`
+    scores: &'a mut [f32],
+    softmax: &'a mut Softmax<'b>,
+}
+
+impl Rows<'_, '_> {
     /// Adds one tile to the rows of some queries, which stand together from row `start` on. Scores stand at their key's
     /// place in the tile, so that sums over a tile always run in the same order.
     fn tile(
@@ -265,9 +419,9 @@ impl Rows<'_> {
         let (isa, dim, group) = (self.isa, self.shape.head_dim, self.shape.group());
         let rows = members.iter().map(|member| member.positions.len() * group).sum::<usize>();
         let queries = &self.queries[start * dim..][..rows * dim];
-        let sums = &mut self.sums[start * dim..][..rows * dim];
+        let sums = &mut self.softmax.sums[start * dim..][..rows * dim];
         let scores = &mut self.scores[start * TILE..][..rows * TILE];
-        let states = &mut self.state[2 * start..][..2 * rows];
+        let states = &mut self.softmax.state[2 * start..][..2 * rows];
         let first = keys.start % TILE;
         debug_assert!(first + keys.len() <= TILE);
         let mut col = first;

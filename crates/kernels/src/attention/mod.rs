@@ -1,9 +1,10 @@
 //! Causal attention without a matrix of tokens x tokens.
 //!
 //! For a query at position i: `o = Σⱼ pⱼ vⱼ`, `p = softmax(scale · q kⱼ)` over the positions j <= i that its window
-//! reaches. Keys are taken in tiles of 64, aligned to the sequence's beginning, and the softmax is carried from tile to
-//! tile (Milakov and Gimelshein, 2018; FlashAttention). Because the tiles do not depend on which queries are computed
-//! together, a query's result has the same bits in training, in a prefill by chunks and in decoding from pages.
+//! reaches. Keys are taken in tiles of 64, aligned to the sequence's beginning; the softmax is carried from tile to tile
+//! (Milakov and Gimelshein, 2018; FlashAttention) within a span of eight, and spans are joined in order (as Flash-Decoding
+//! does). Because neither depends on which queries are computed together, or on the threads, a query's result has the same
+//! bits in training, in a prefill by chunks and in decoding from pages.
 //!
 //! Heads of queries that share a head of keys stand together in a block, so that keys are loaded once for them. Keys are
 //! kept (in pages) or laid out once (for whole sequences) transposed, `[head_dim][tokens]`, as the product with queries reads
@@ -26,6 +27,10 @@ use crate::isa::Isa;
 
 /// Keys in a tile.
 pub(crate) const TILE: usize = 64;
+
+/// Tiles in a span: the softmax is carried within a span, and spans are joined in order. Few queries of a long sequence are
+/// divided among threads by spans.
+pub(crate) const SPAN: usize = 8;
 
 /// Rows (queries times the heads that share keys) in a block.
 pub(crate) const ROWS: usize = 64;

@@ -28,11 +28,28 @@ impl Case {
     }
 }
 
+fn case(
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    window: Option<usize>,
+    softcap: Option<f32>,
+    lengths: &[usize],
+) -> Case {
+    let shape = AttentionShape { heads, kv_heads, head_dim, scale: 1.5, window, softcap };
+    Case { shape, lengths: lengths.to_vec() }
+}
+
+/// Sequences of several spans.
+fn long_cases() -> Vec<Case> {
+    vec![
+        case(2, 1, 8, None, None, &[SPAN * TILE + 1, 3, 1100]),
+        case(3, 3, 4, Some(600), None, &[1300]),
+        case(2, 2, 4, Some(9), Some(2.0), &[SPAN * TILE + 5]),
+    ]
+}
+
 fn cases() -> Vec<Case> {
-    let case = |heads, kv_heads, head_dim, window, softcap, lengths: &[usize]| Case {
-        shape: AttentionShape { heads, kv_heads, head_dim, scale: 1.5, window, softcap },
-        lengths: lengths.to_vec(),
-    };
     vec![
         case(1, 1, 1, None, None, &[1]),
         case(3, 1, 16, None, None, &[5, 0, 1, 33]),
@@ -111,8 +128,20 @@ fn forward_and_gradients() {
 }
 
 #[test]
+fn spans_are_joined() {
+    for case in long_cases() {
+        let [q, k, v, _] = case.operands();
+        let expected: Vec<f32> = reference(&case, &q, &k, &v).into_iter().map(|x| x as f32).collect();
+        each_isa(|isa| {
+            let (out, _) = forward(&case, &q, &k, &v);
+            assert_near(&out, &expected, 2e-5, &format!("{isa} {:?}", case.shape));
+        });
+    }
+}
+
+#[test]
 fn pages_chunks_and_threads_give_the_same_bits() {
-    for case in cases() {
+    for case in cases().into_iter().chain(long_cases()) {
         let [q, k, v, _] = case.operands();
         let shape = case.shape;
         let (q_width, width) = (shape.q_width(), shape.kv_width());
@@ -141,7 +170,7 @@ fn pages_chunks_and_threads_give_the_same_bits() {
                     })
                     .collect();
                 let pool = KvPool { k: &pool_k, v: &pool_v, page_tokens };
-                for (chunk, threads) in [(1, 1), (7, 3), (1000, 2)] {
+                for (chunk, threads) in [(1, 1), (7, 3), (1000, 2), (1, 3)] {
                     pool::set_threads(threads);
                     for (segment, pages) in case.segments().iter().zip(&tables) {
                         for first in (0..segment.len).step_by(chunk) {
@@ -175,12 +204,13 @@ fn shared_pages_give_the_same_bits() {
         softcap,
     };
     // (Common tokens, own tokens of each sequence, new tokens of each.)
-    let lengths: [(usize, &[(usize, usize)]); 5] = [
+    let lengths: [(usize, &[(usize, usize)]); 6] = [
         (192, &[(1, 1), (40, 1), (70, 1), (3, 1), (128, 1)]),
         (130, &[(1, 1), (9, 4), (80, 70), (64, 2)]),
         (64, &[(2, 2), (2, 2), (2, 2)]),
         (256, &[(5, 1); 45]),
         (63, &[(1, 1), (2, 1)]),
+        (700, &[(1, 1), (700, 1), (2, 3)]),
     ];
     for shape in
         [shape(3, 1, 16, None, None), shape(2, 2, 17, Some(90), None), shape(4, 2, 8, Some(5), Some(2.0))]
