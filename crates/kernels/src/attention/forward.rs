@@ -63,7 +63,7 @@ pub fn attention(
             transpose_tiles(isa, &k[start * width..(start + len) * width], width, kv_head, dim, to);
         });
         let keys = &*keys;
-        run(&shape, q, &jobs, out, Some(lse), |segment, range, kv_head, use_run| {
+        run(&shape, q, &jobs, out, Some(lse), &|segment, range, kv_head, use_run| {
             let at = (segments[segment].start + range.start) * width + kv_head * dim;
             let tile = &keys[head(segment, kv_head)][range.start / TILE * dim * TILE..];
             use_run(Run {
@@ -147,7 +147,7 @@ pub fn attention_paged(
         segment.check(tokens, &shape, page, pool.k.len());
     }
     let jobs = shared_blocks(&shape, segments, page, pool::threads());
-    run(&shape, q, &jobs, out, None, |segment, keys, kv_head, use_run| {
+    run(&shape, q, &jobs, out, None, &|segment, keys, kv_head, use_run| {
         for (page_index, slot, len) in segments[segment].runs(keys, page) {
             let start = (page_index * shape.kv_heads + kv_head) * dim * page;
             use_run(Run {
@@ -161,14 +161,14 @@ pub fn attention_paged(
     });
 }
 
-/// All blocks and heads of keys in parallel. `runs(segment, keys, kv_head, use)` gives the rows of some keys in order.
+/// All blocks and heads of keys in parallel.
 fn run(
     shape: &AttentionShape,
     q: &[f32],
     jobs: &Jobs,
     out: &mut [f32],
     lse: Option<&mut [f32]>,
-    runs: impl Fn(usize, Range<usize>, usize, &mut dyn FnMut(Run)) + Sync,
+    runs: &Runs<'_>,
 ) {
     let work = Work { isa: isa::active(), shape, q, jobs, runs };
     let ends = Ends { out: Parts::new(out), lse: lse.map(Parts::new) };
@@ -227,16 +227,19 @@ fn run(
     });
 }
 
+/// Gives a segment's keys and values of a head in order: `runs(segment, keys, kv_head, use)`.
+type Runs<'a> = dyn Fn(usize, Range<usize>, usize, &mut dyn FnMut(Run)) + Sync + 'a;
+
 /// What all tasks read.
-struct Work<'a, R> {
+struct Work<'a> {
     isa: Isa,
     shape: &'a AttentionShape,
     q: &'a [f32],
     jobs: &'a Jobs,
-    runs: R,
+    runs: &'a Runs<'a>,
 }
 
-impl<R: Fn(usize, Range<usize>, usize, &mut dyn FnMut(Run)) + Sync> Work<'_, R> {
+impl Work<'_> {
     fn members(&self, block: usize) -> &[Queries] {
         &self.jobs.queries[self.jobs.blocks[block].queries.clone()]
     }
@@ -308,10 +311,7 @@ struct Ends<'a> {
 }
 
 impl Ends<'_> {
-    fn finish<R>(&self, work: &Work<'_, R>, block: usize, kv_head: usize, softmax: &Softmax<'_>)
-    where
-        R: Fn(usize, Range<usize>, usize, &mut dyn FnMut(Run)) + Sync,
-    {
+    fn finish(&self, work: &Work<'_>, block: usize, kv_head: usize, softmax: &Softmax<'_>) {
         let shape = work.shape;
         let (group, dim) = (shape.group(), shape.head_dim);
         for (i, row) in work.members(block).iter().flat_map(|member| member.rows.clone()).enumerate() {
