@@ -161,6 +161,12 @@ fn attentions() {
                 store_paged((&keys, &vals), &new, &mut pool, shape);
                 attention_paged(&queries, &new, pool.shared(), shape, &mut out);
             }
+            // One query of a sequence of two spans, which may be tasks of their own.
+            let (len, query) = (530, heads * head_dim);
+            let (k, v) = (slice(len * kv_heads * head_dim), slice(len * kv_heads * head_dim));
+            let new = [PagedSegment { q_start: 0, q_len: 1, kv_len: len, pages: &[0] }];
+            let pool = KvPool { k: &k, v: &v, page_tokens: len };
+            attention_paged(&slice(query), &new, pool, shape, &mut slice(query));
         }
     });
 }

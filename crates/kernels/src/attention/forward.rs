@@ -175,23 +175,19 @@ fn run(
     // The last blocks of a sequence see the most keys: begin with them.
     let place = |task: usize| (jobs.blocks.len() - 1 - task / shape.kv_heads, task % shape.kv_heads);
     let tasks = jobs.blocks.len() * shape.kv_heads;
-    let most_spans = (0..jobs.blocks.len()).map(|block| work.spans(block).len()).max().unwrap_or(0);
+    let long = || (0..jobs.blocks.len()).any(|block| work.spans(block).len() > 1);
     let threads = pool::threads();
-    if threads == 1 || tasks >= 2 * threads || most_spans < 2 {
+    if threads == 1 || tasks >= 2 * threads || !long() {
         return pool::parallel_for(tasks, |task| {
             let (block, kv_head) = place(task);
             let len = work.softmax_len(block);
             scratch::with(2 * len, |buffer| {
                 let (total, part) = buffer.split_at_mut(len);
                 let mut total = Softmax::new(total, shape.head_dim);
-                for (i, span) in work.spans(block).enumerate() {
-                    if i == 0 {
-                        work.span(block, kv_head, span, &mut total);
-                    } else {
-                        let mut part = Softmax::new(part, shape.head_dim);
-                        work.span(block, kv_head, span, &mut part);
-                        total.add(work.isa, &part);
-                    }
+                for span in work.spans(block) {
+                    let mut part = Softmax::new(part, shape.head_dim);
+                    work.span(block, kv_head, span, &mut part);
+                    total.add(work.isa, &part);
                 }
                 ends.finish(&work, block, kv_head, &total);
             });

@@ -64,7 +64,7 @@ unsafe impl Vector for Avx2 {
     }
     #[inline(always)]
     unsafe fn store_first(self, to: *mut f32, lanes: usize) {
-        // Not a masked store: AMD's processors take some forty steps for one.
+        // Not a masked store: those are slow on AMD's processors.
         unsafe {
             if lanes == 8 {
                 return self.store(to);
