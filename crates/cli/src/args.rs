@@ -98,6 +98,7 @@ impl ComputeFlags {
 #[command(after_help = "\
 Examples:
   mixse run                                   quick preset, results in runs/quick
+  mixse run --preset tuned                    with what has measured best, results in runs/tuned
   mixse run -c mixse.toml --out runs/mine     own configuration
   mixse run --out runs/mine                   continue that run
   mixse run --out runs/mine --method ties --method instance-merging   compare with more

@@ -236,8 +236,11 @@ fn a_study_shares_results_continues_and_grows() {
     assert!(page.contains("one map a block") && page.contains("<svg") && !page.contains("Not finished"));
     assert!(directory.join("figures/settings.svg").exists() && directory.join("study.tex").exists());
 
+    let old_figure = directory.join("figures/routing-gone.svg");
+    fs::write(&old_figure, "of a setting that is no more").unwrap();
     let output = study(&sandbox, &[]);
     assert_eq!((output.code, started(&output.stderr)), (0, vec![]), "{}", output.stderr);
+    assert!(!old_figure.exists() && directory.join("figures/settings.svg").exists());
     let output = study(&sandbox, &["--method", "linear"]);
     assert_eq!(output.code, 0, "{}", output.stderr);
     for task in started(&output.stderr) {

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::Context;
 use clap::Args;
-use mixse_eval::study::{Findings, RunData, RunRouting, csv, figures, items_csv, latex, page, summarise};
+use mixse_eval::study::{Figure, Findings, RunData, RunRouting, csv, figures, items_csv, latex, page, summarise};
 use mixse_selfmoe::plan::{Event, Plan, Status, Store, files::write_atomic};
 use serde::Serialize;
 
@@ -203,6 +203,7 @@ impl Comparison<'_> {
         let summary = summarise(&findings);
         let drawn = figures(&findings, &summary);
         let at = |name: &str| self.directory.join(name);
+        forget_figures(&at("figures"), &drawn)?;
         for figure in &drawn {
             let file = |ending: &str| at("figures").join(format!("{}.{ending}", figure.name));
             write(&file("svg"), figure.svg.as_bytes())?;
@@ -247,6 +248,23 @@ impl Comparison<'_> {
         }
         Ok(findings)
     }
+}
+
+/// Removes the figures of an earlier call that this one does not draw, so that none is taken for its own.
+fn forget_figures(directory: &Path, drawn: &[Figure]) -> anyhow::Result<()> {
+    if !directory.exists() {
+        return Ok(());
+    }
+    let told = || format!("cannot remove old figures from {}", directory.display());
+    for entry in fs::read_dir(directory).with_context(told)? {
+        let path = entry.with_context(told)?.path();
+        let is_figure = path.extension().is_some_and(|ending| ending == "svg" || ending == "png");
+        let name = path.file_stem().and_then(|name| name.to_str());
+        if is_figure && !drawn.iter().any(|figure| name == Some(&figure.name)) {
+            fs::remove_file(&path).with_context(told)?;
+        }
+    }
+    Ok(())
 }
 
 fn write(path: &Path, content: &[u8]) -> anyhow::Result<()> {

@@ -18,7 +18,7 @@ fn a_file_changes_what_it_names() {
 
 #[test]
 fn every_preset_is_valid_and_survives_writing() {
-    for preset in [Preset::Quick, Preset::Paper] {
+    for preset in [Preset::Quick, Preset::Tuned, Preset::Paper] {
         let config = Config::preset(preset);
         let text = toml::to_string(&config).unwrap();
         assert_eq!(parse_text(&text).unwrap(), config);
@@ -37,7 +37,7 @@ fn faults_name_line_and_key() {
     check("seed = = 1", &["mixse.toml", "line 1"]);
     check("\nsede = 1", &["mixse.toml, line 2, sede", "there is no key", "seed"]);
     check("[router]\ninput = \"blok\"", &["line 2, router.input", "block", "base_last"]);
-    check("preset = \"fast\"", &["line 1, preset", "quick", "paper"]);
+    check("preset = \"fast\"", &["line 1, preset", "quick", "tuned", "paper"]);
     check("[nope]\na = 1", &["nope"]);
     check("router = 3", &["line 1, router"]);
     check("threads = 0", &["line 1, threads", "`all`"]);
