@@ -2,7 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use mixse_model::{decoder::Precision, expert::LoraConfig, router::{GateScale, RouterConfig}};
+use mixse_model::{
+    decoder::Precision,
+    expert::LoraConfig,
+    router::{GateScale, RouterConfig},
+};
 use mixse_selfmoe::{
     template::Style,
     train::{RidgeConfig, TrainConfig},

@@ -11,7 +11,9 @@ use std::{
 
 use anyhow::Context;
 use clap::Args;
-use mixse_eval::study::{Figure, Findings, RunData, RunRouting, csv, figures, items_csv, latex, page, summarise};
+use mixse_eval::study::{
+    Figure, Findings, RunData, RunRouting, csv, figures, items_csv, latex, page, summarise,
+};
 use mixse_selfmoe::plan::{Event, Plan, Status, Store, files::write_atomic};
 use serde::Serialize;
 
