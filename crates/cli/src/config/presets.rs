@@ -55,11 +55,12 @@ fn quick() -> Config {
 }
 
 /// What has measured best at the sizes of `quick` (docs/results.md): experts learn from the seeds too, and a router in closed form
-/// gives each token one whole expert.
+/// shares each token out between two experts.
 fn tuned() -> Config {
     let quick = quick();
     let mut router = RouterSection { fit: Fit::Ridge, ..quick.router };
-    router.router.gate.scale = GateScale::Unit;
+    router.router.gate.top_k = 2;
+    router.router.gate.scale = GateScale::Renormalized;
     Config { generation: Generation { with_seeds: true, ..quick.generation }, router, ..quick }
 }
 

@@ -23,7 +23,6 @@ const COLOURS: [&str; 8] =
     ["#0072b2", "#d55e00", "#00855f", "#b0417f", "#8a6d00", "#3b3f98", "#5a5a5a", "#7a4a21"];
 
 const FONT: &str = "font-family=\"system-ui, Helvetica, Arial, sans-serif\" font-size=\"12\"";
-const LABELS: f64 = 190.0;
 const PLOT: f64 = 400.0;
 const LINE: f64 = 22.0;
 const TOP: f64 = 14.0;
@@ -89,17 +88,20 @@ fn file_word(text: &str) -> String {
 fn dots(rows: &[Row], cell: impl Fn(&Row) -> Option<&Cell>) -> String {
     let shown: Vec<(&Row, &Cell)> = rows.iter().filter_map(|row| Some((row, cell(row)?))).collect();
     let high = shown.iter().map(|(_, c)| c.interval.high).fold(0.05, f64::max);
-    let axis = Axis::new(high);
+    let name = |row: &Row| {
+        if row.group.is_empty() { row.method.clone() } else { format!("{}: {}", row.group, row.method) }
+    };
+    let names: Vec<String> = shown.iter().map(|(row, _)| name(row)).collect();
+    let left = labels(names.iter().map(String::as_str));
+    let axis = Axis::new(left, high);
     let height = TOP + LINE * shown.len() as f64 + 34.0;
-    let mut svg = open(LABELS + PLOT + 60.0, height);
+    let mut svg = open(left + PLOT + 60.0, height);
     axis.vertical_lines(&mut svg, TOP + LINE * shown.len() as f64);
-    for (i, (row, cell)) in shown.iter().enumerate() {
+    for (i, ((row, cell), name)) in shown.iter().zip(&names).enumerate() {
         let y = TOP + LINE * (i as f64 + 0.5);
         let (x, low, high) = (axis.x(cell.share), axis.x(cell.interval.low), axis.x(cell.interval.high));
         let colour = COLOURS[if row.method == "mixture" { 1 } else { 0 }];
-        let name =
-            if row.group.is_empty() { row.method.clone() } else { format!("{}: {}", row.group, row.method) };
-        text(&mut svg, LABELS - 8.0, y + 4.0, "end", &name);
+        text(&mut svg, left - 8.0, y + 4.0, "end", name);
         let _ = write!(
             svg,
             "<line x1=\"{low:.1}\" x2=\"{high:.1}\" y1=\"{y:.1}\" y2=\"{y:.1}\" stroke=\"{colour}\" stroke-width=\"2\" opacity=\"0.55\"/>\
@@ -110,20 +112,27 @@ fn dots(rows: &[Row], cell: impl Fn(&Row) -> Option<&Cell>) -> String {
     svg + "</svg>\n"
 }
 
-/// The horizontal axis from 0 to a round number of percent.
+/// Room for the longest of some labels, by its letters: nothing here knows the reader's font, so there is some to spare.
+fn labels<'a>(names: impl Iterator<Item = &'a str>) -> f64 {
+    let longest = names.map(|name| name.chars().count()).max().unwrap_or(0);
+    (7.0 * longest as f64 + 16.0).max(100.0)
+}
+
+/// The horizontal axis from 0, at `left`, to a round number of percent.
 struct Axis {
+    left: f64,
     end: f64,
     step: f64,
 }
 
 impl Axis {
-    fn new(high: f64) -> Self {
+    fn new(left: f64, high: f64) -> Self {
         let step = [0.01, 0.02, 0.05, 0.1, 0.2].into_iter().find(|s| high / s <= 6.0).unwrap_or(0.2);
-        Self { end: (high / step).ceil() * step, step }
+        Self { left, end: (high / step).ceil() * step, step }
     }
 
     fn x(&self, share: f64) -> f64 {
-        LABELS + share / self.end * PLOT
+        self.left + share / self.end * PLOT
     }
 
     fn ticks(&self) -> impl Iterator<Item = f64> {
@@ -146,6 +155,7 @@ impl Axis {
 /// One line a method over the groups, in their order.
 fn lines(summary: &Summary) -> String {
     const HEIGHT: f64 = 260.0;
+    const LEFT: f64 = 60.0;
     let groups = groups(summary);
     let mut methods: Vec<&str> = Vec::new();
     for row in &summary.rows {
@@ -154,19 +164,22 @@ fn lines(summary: &Summary) -> String {
         }
     }
     let high = summary.rows.iter().map(|row| row.overall.interval.high).fold(0.05, f64::max);
-    let axis = Axis::new(high);
+    let axis = Axis::new(LEFT, high);
     let bottom = TOP + HEIGHT;
-    let x = |group: usize| 60.0 + (group as f64 + 0.5) / groups.len() as f64 * PLOT;
+    let x = |group: usize| LEFT + (group as f64 + 0.5) / groups.len() as f64 * PLOT;
     let y = |share: f64| bottom - share / axis.end * HEIGHT;
-    let mut svg = open(60.0 + PLOT + 180.0, (bottom + 40.0).max(TOP + 18.0 * methods.len() as f64 + 20.0));
+    let mut svg = open(
+        LEFT + PLOT + 26.0 + labels(methods.iter().copied()),
+        (bottom + 40.0).max(TOP + 18.0 * methods.len() as f64 + 20.0),
+    );
     for tick in axis.ticks() {
         let y = y(tick);
         let _ = write!(
             svg,
-            "<line x1=\"60\" x2=\"{:.1}\" y1=\"{y:.1}\" y2=\"{y:.1}\" stroke=\"#d9dee4\"/>",
-            60.0 + PLOT
+            "<line x1=\"{LEFT}\" x2=\"{:.1}\" y1=\"{y:.1}\" y2=\"{y:.1}\" stroke=\"#d9dee4\"/>",
+            LEFT + PLOT
         );
-        text(&mut svg, 54.0, y + 4.0, "end", &format!("{:.0} %", 100.0 * tick));
+        text(&mut svg, LEFT - 6.0, y + 4.0, "end", &format!("{:.0} %", 100.0 * tick));
     }
     for (i, group) in groups.iter().enumerate() {
         text(&mut svg, x(i), bottom + 18.0, "middle", group);
@@ -197,8 +210,12 @@ fn lines(summary: &Summary) -> String {
             points.trim_end()
         );
         let at = TOP + 18.0 * (m as f64 + 0.7);
-        let _ = write!(svg, "<circle cx=\"{:.1}\" cy=\"{at:.1}\" r=\"4\" fill=\"{colour}\"/>", 76.0 + PLOT);
-        text(&mut svg, 86.0 + PLOT, at + 4.0, "start", method);
+        let _ = write!(
+            svg,
+            "<circle cx=\"{:.1}\" cy=\"{at:.1}\" r=\"4\" fill=\"{colour}\"/>",
+            LEFT + PLOT + 16.0
+        );
+        text(&mut svg, LEFT + PLOT + 26.0, at + 4.0, "start", method);
     }
     svg + "</svg>\n"
 }
@@ -231,15 +248,17 @@ fn mean_routing(findings: &Findings) -> Vec<(String, Vec<String>, RoutingTable)>
 
 fn heatmap(experts: &[String], rows: &[(String, Vec<f64>)]) -> String {
     const CELL: f64 = 92.0;
-    let mut svg = open(130.0 + CELL * experts.len() as f64, TOP + 24.0 + 40.0 * rows.len() as f64 + 10.0);
+    let left = labels(rows.iter().map(|(domain, _)| domain.as_str()));
+    let mut svg =
+        open(left + 10.0 + CELL * experts.len() as f64, TOP + 24.0 + 40.0 * rows.len() as f64 + 10.0);
     for (e, expert) in experts.iter().enumerate() {
-        text(&mut svg, 120.0 + CELL * (e as f64 + 0.5), TOP + 8.0, "middle", expert);
+        text(&mut svg, left + CELL * (e as f64 + 0.5), TOP + 8.0, "middle", expert);
     }
     for (r, (domain, shares)) in rows.iter().enumerate() {
         let y = TOP + 20.0 + 40.0 * r as f64;
-        text(&mut svg, 112.0, y + 22.0, "end", domain);
+        text(&mut svg, left - 8.0, y + 22.0, "end", domain);
         for (e, &share) in shares.iter().enumerate() {
-            let x = 120.0 + CELL * e as f64;
+            let x = left + CELL * e as f64;
             let _ = write!(
                 svg,
                 "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"36\" rx=\"4\" fill=\"#0072b2\" fill-opacity=\"{:.3}\"/>",

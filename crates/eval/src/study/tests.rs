@@ -100,6 +100,35 @@ fn everything_is_written_and_escaped() {
 }
 
 #[test]
+fn long_labels_are_not_cut_off() {
+    let mut findings = findings();
+    findings.routing[0].rows[0].domain = "questions about the law of the sea".into();
+    for (i, answers) in findings.answers.iter_mut().enumerate() {
+        answers.group = format!("setting {}", i % 2);
+        answers.method = format!("mixture(fit=ridge, top_k={i}, scale=renormalized, temperature=0.5)");
+    }
+    let figures = figures(&findings, &summarise(&findings));
+    assert!(["overall", "settings", "routing"].iter().all(|name| figures.iter().any(|f| f.name == *name)));
+    for figure in figures {
+        let attribute = |element: &str, name: &str| {
+            let (_, rest) = element.split_once(&format!(" {name}=\"")).unwrap();
+            rest.split('"').next().unwrap().to_owned()
+        };
+        let width: f64 = attribute(&figure.svg, "width").parse().unwrap();
+        for element in figure.svg.split("<text").skip(1) {
+            let words = element.split_once('>').unwrap().1.split('<').next().unwrap();
+            let x: f64 = attribute(element, "x").parse().unwrap();
+            let long = 6.0 * words.chars().count() as f64;
+            match attribute(element, "text-anchor").as_str() {
+                "end" => assert!(x >= long, "{}: {words}", figure.name),
+                "start" => assert!(x + long <= width, "{}: {words}", figure.name),
+                _ => assert!(x >= long / 2.0 && x + long / 2.0 <= width, "{}: {words}", figure.name),
+            }
+        }
+    }
+}
+
+#[test]
 fn a_study_without_answers_is_a_page_too() {
     let empty = Findings { answers: vec![], routing: vec![], data: vec![], ..findings() };
     let summary = summarise(&empty);
