@@ -39,5 +39,6 @@ for row in rows:
     theirs = [median(dtype, lambda report: report[row]) for dtype in dtypes]
     theirs += [median("llama", lambda report: report[kind].get(row, 0)) for kind in kinds]  # it does not train
     shown = " | ".join(f"{speed:.0f}" if speed else "-" for speed in theirs)
-    print(f"| {row} | {ours:.0f} | {shown} | {ours / max(theirs):.2f} |" if any(theirs) else f"| {row} | {ours:.0f} | {shown} | - |")
+    ratio = f"{ours / max(theirs):.2f}" if any(theirs) else "-"
+    print(f"| {row} | {ours:.0f} | {shown} | {ratio} |")
 PYTHON

@@ -75,7 +75,7 @@ class Rows:
     """`rows` sequences of up to `length` tokens in one context."""
 
     def __init__(self, lib, model, rows, length):
-        self.lib, self.rows = lib, rows
+        self.lib = lib
         self.vocabulary = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))
         params = lib.llama_context_default_params()
         if (params.n_ctx, params.n_batch, params.n_ubatch, params.n_threads) != (512, 2048, 512, 4):
