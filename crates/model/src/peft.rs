@@ -16,6 +16,7 @@ use crate::{
     config::ModelConfig,
     expert::{Expert, Factors, LoraConfig, Module},
     files::{self, NamedTensor, StoredTensor},
+    weights::Checkpoint,
 };
 
 /// PEFT's name of the configuration file.
@@ -247,18 +248,24 @@ pub fn base_name(dir: &Path) -> Result<Option<String>> {
     Ok(files::read_json::<Base>(&dir.join(CONFIG))?.base_model_name_or_path.filter(|name| !name.is_empty()))
 }
 
-/// Fails when the adapter in `dir` says that it was trained on another base than the one with this hash.
-pub fn check_base(dir: &Path, base_hash: &str) -> Result<()> {
-    match origin(dir)? {
-        Some(origin) if origin.base_hash != base_hash => Err(Error::invalid(
-            dir.join(ORIGIN),
-            format!(
-                "the adapter belongs to a base with hash {}, this base has {base_hash}: use the base it was trained on",
-                origin.base_hash
-            ),
-        )),
-        _ => Ok(()),
+/// [`read`] for a base whose files are at hand.
+///
+/// # Errors
+/// As [`read`], and when the adapter says that it was trained on another base.
+pub fn read_for(dir: &Path, base: &Checkpoint) -> Result<Expert> {
+    // The base's files are only read through where there is something to compare with.
+    if let Some(Origin { base_hash, .. }) = origin(dir)? {
+        let this = base.hash()?;
+        if base_hash != this {
+            return Err(Error::invalid(
+                dir.join(ORIGIN),
+                format!(
+                    "the adapter belongs to a base with hash {base_hash}, this base has {this}: use the base it was trained on"
+                ),
+            ));
+        }
     }
+    read(dir, &base.config)
 }
 
 fn name_of(dir: &Path) -> Result<String> {

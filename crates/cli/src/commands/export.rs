@@ -137,11 +137,9 @@ impl ExportArgs {
             None => (adapter_base(self.base.as_deref(), &self.experts)?, self.experts.clone(), None),
         };
         let checkpoint = open_base_files(&base, &self.cache)?;
-        let hash = checkpoint.hash()?;
         let mut experts: Vec<Expert> = Vec::new();
         for dir in &directories {
-            peft::check_base(dir, &hash)?;
-            let expert = peft::read(dir, &checkpoint.config)?;
+            let expert = peft::read_for(dir, &checkpoint)?;
             if experts.iter().any(|other| other.name == expert.name) {
                 return Err(usage_error(format!("two experts are called {:?}", expert.name)));
             }

@@ -1,9 +1,6 @@
 //! `mixse merge`: several experts become one adapter.
 
-use std::{
-    fmt,
-    path::{Path, PathBuf},
-};
+use std::{fmt, path::PathBuf};
 
 use clap::{Args, ValueEnum};
 use mixse_model::{
@@ -190,11 +187,9 @@ fn read_experts(args: &MergeArgs, faults: &mut Vec<String>) -> Option<(Checkpoin
             faults.push(format!("{} is there twice", dir.display()));
         }
     }
-    let opened = adapter_base(args.base.as_deref(), &args.experts).and_then(|base| {
-        let checkpoint = open_base_files(&base, &args.cache)?;
-        Ok((checkpoint.hash()?, checkpoint, base))
-    });
-    let (hash, checkpoint, base) = match opened {
+    let opened = adapter_base(args.base.as_deref(), &args.experts)
+        .and_then(|base| Ok((open_base_files(&base, &args.cache)?, base)));
+    let (checkpoint, base) = match opened {
         Ok(opened) => opened,
         Err(e) => {
             faults.push(format!("{e:#}"));
@@ -203,15 +198,10 @@ fn read_experts(args: &MergeArgs, faults: &mut Vec<String>) -> Option<(Checkpoin
     };
     let mut experts = Vec::new();
     for dir in &args.experts {
-        match read_expert(dir, &hash, &checkpoint) {
+        match peft::read_for(dir, &checkpoint) {
             Ok(expert) => experts.push(expert),
             Err(e) => faults.push(e.to_string()),
         }
     }
     Some((checkpoint, base, experts))
-}
-
-fn read_expert(dir: &Path, base_hash: &str, base: &Checkpoint) -> mixse_model::Result<Expert> {
-    peft::check_base(dir, base_hash)?;
-    peft::read(dir, &base.config)
 }

@@ -179,28 +179,18 @@ impl Opened {
     /// The mixture of the adapters in `experts` with the router in `router`.
     fn assemble(&self, experts: &[PathBuf], router: Option<&Path>) -> anyhow::Result<Mixture> {
         let config = &self.decoder.config;
-        let hash = if experts.iter().any(|dir| dir.join(peft::ORIGIN).exists()) || router.is_some() {
-            Some(self.checkpoint.hash()?)
-        } else {
-            None
-        };
-        let mut read = Vec::with_capacity(experts.len());
-        for dir in experts {
-            if let Some(hash) = &hash {
-                peft::check_base(dir, hash)?;
-            }
-            read.push(peft::read(dir, config)?);
-        }
+        let read = experts
+            .iter()
+            .map(|dir| peft::read_for(dir, &self.checkpoint))
+            .collect::<mixse_model::Result<Vec<_>>>()?;
         let set = ExpertSet::new(&read, config, self.decoder.device())?;
         let routing = match router {
             None => Routing::All,
-            Some(dir) => Routing::Learned(router_files::read(
-                dir,
-                &set.names,
-                config,
-                hash.as_deref(),
-                self.decoder.device(),
-            )?),
+            Some(dir) => {
+                let hash = self.checkpoint.hash()?;
+                let device = self.decoder.device();
+                Routing::Learned(router_files::read(dir, &set.names, config, Some(&hash), device)?)
+            }
         };
         Ok(Mixture { experts: set, routing })
     }

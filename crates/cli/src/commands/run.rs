@@ -104,22 +104,24 @@ struct TaskList {
 struct TaskEntry {
     id: String,
     state: &'static str,
-    /// What it waits for, who runs it, or why it is to run again.
+    /// Who runs it, or why it is to run again.
     detail: String,
+    /// The tasks that have to be done before.
+    waits_for: Vec<String>,
 }
 
 impl TaskList {
     fn new(plan: &Plan<'_>) -> anyhow::Result<Self> {
         let entry = |(id, status): (&str, Status)| {
-            let (state, detail) = match status {
-                Status::Done => ("done", String::new()),
-                Status::Ready(reason) => ("ready", why(&reason).trim().to_owned()),
-                Status::Waiting(missing) => ("waiting", format!("for {}", missing.join(", "))),
+            let (state, detail, waits_for) = match status {
+                Status::Done => ("done", String::new(), vec![]),
+                Status::Ready(reason) => ("ready", why(&reason).trim().to_owned(), vec![]),
+                Status::Waiting(missing) => ("waiting", String::new(), missing),
                 Status::Running(holder) => {
-                    ("running", format!("in process {} on {}", holder.pid, holder.host))
+                    ("running", format!("in process {} on {}", holder.pid, holder.host), vec![])
                 }
             };
-            TaskEntry { id: id.to_owned(), state, detail }
+            TaskEntry { id: id.to_owned(), state, detail, waits_for }
         };
         Ok(Self { tasks: plan.status()?.into_iter().map(entry).collect() })
     }
@@ -127,7 +129,24 @@ impl TaskList {
 
 impl fmt::Display for TaskList {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.tasks.iter().try_for_each(|task| writeln!(f, "{:28} {:8} {}", task.id, task.state, task.detail))
+        let width = self.tasks.iter().map(|task| task.id.len()).max().unwrap_or(0);
+        for task in &self.tasks {
+            let line =
+                format!("{:width$}  {:8} {}{}", task.id, task.state, task.detail, few(&task.waits_for));
+            writeln!(f, "{}", line.trim_end())?;
+        }
+        Ok(())
+    }
+}
+
+/// What a task waits for, in a line that stays readable: the report waits for everything.
+fn few(ids: &[String]) -> String {
+    match ids {
+        [] => String::new(),
+        [first, second, rest @ ..] if rest.len() > 1 => {
+            format!("for {first}, {second} and {} more", rest.len())
+        }
+        _ => format!("for {}", ids.join(", ")),
     }
 }
 

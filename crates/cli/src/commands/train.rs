@@ -208,10 +208,7 @@ fn expert(args: &ExpertArgs) -> anyhow::Result<()> {
     let opened = common.model.open_base()?;
     let hash = opened.checkpoint.hash()?;
     let start = match &args.init {
-        Some(dir) => {
-            peft::check_base(dir, &hash)?;
-            peft::read(dir, &opened.decoder.config)?
-        }
+        Some(dir) => peft::read_for(dir, &opened.checkpoint)?,
         None => {
             let lora = LoraConfig {
                 rank: args.rank,
@@ -256,7 +253,7 @@ fn router(args: &RouterArgs) -> anyhow::Result<()> {
         .experts
         .experts
         .iter()
-        .map(|dir| peft::check_base(dir, &hash).and_then(|()| peft::read(dir, model)))
+        .map(|dir| peft::read_for(dir, &opened.checkpoint))
         .collect::<mixse_model::Result<Vec<_>>>()?;
     let set = ExpertSet::new(&experts, model, device)?;
     let start = match &args.experts.router {

@@ -40,7 +40,7 @@ use crate::{
 };
 pub(crate) use evaluate::{launcher_main, sandbox_launcher};
 pub(crate) use findings::RunPlace;
-pub(crate) use models::Models;
+pub(crate) use models::{Models, misfits};
 pub(crate) use outline::{Outline, find_domains, open_domains};
 pub(crate) use run_directory::RunDirectory;
 
@@ -81,14 +81,8 @@ impl Pipeline {
     /// Finds (and pulls) the base model and checks its files; without it the plan can only be looked at.
     pub(crate) fn open_base(&mut self, cache: &Cache) -> anyhow::Result<()> {
         self.models = Rc::new(Models::open(&self.config, cache)?);
-        self.check_ranks()
-    }
-
-    /// Refuses ranks that the base is too narrow for, before anything runs.
-    fn check_ranks(&self) -> anyhow::Result<()> {
-        let misfits = self.config.expert.misfits(self.models.config()?);
-        let list: Vec<String> = misfits.into_iter().map(|(key, what)| format!("{key}: {what}")).collect();
-        if list.is_empty() { Ok(()) } else { Err(usage_error(list.join("\n"))) }
+        let misfits = misfits(&self.config, self.models.checkpoint()?);
+        if misfits.is_empty() { Ok(()) } else { Err(usage_error(misfits.join("\n"))) }
     }
 
     /// Uses a base model that another pipeline with the same base, precision and device has opened.

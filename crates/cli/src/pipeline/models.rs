@@ -4,10 +4,10 @@ use std::{cell::OnceCell, path::PathBuf};
 
 use anyhow::Context;
 use mixse_model::{
-    config::ModelConfig,
     decoder::{Decoder, LoadOptions, Precision},
     generate::Runner,
     mixture::Mixture,
+    peft,
     tokenizer::{Bos, Tokenizer},
     weights::Checkpoint,
 };
@@ -19,6 +19,19 @@ use crate::{
     output::usage_error,
     pull::{Cache, ModelSource, resolve_model},
 };
+
+/// Everything in a configuration that the base cannot be used with, each with its key: ranks that it is too narrow for, and
+/// adapters that are not plain LoRA or were made for another base.
+pub(crate) fn misfits(config: &Config, base: &Checkpoint) -> Vec<String> {
+    let ranks = config.expert.misfits(&base.config).into_iter().map(|(key, what)| format!("{key}: {what}"));
+    // Whether there is anything at a path is the outline's question.
+    let there = config.adapters.iter().filter(|adapter| adapter.path.is_dir());
+    let adapters = there.filter_map(|adapter| {
+        let e = peft::read_for(&adapter.path, base).err()?;
+        Some(format!("adapters: {}: {e}", adapter.domain))
+    });
+    ranks.chain(adapters).collect()
+}
 
 pub(crate) struct Models {
     name: String,
@@ -69,9 +82,8 @@ impl Models {
         Ok(&self.opened()?.hash)
     }
 
-    /// Sizes of the base.
-    pub(super) fn config(&self) -> anyhow::Result<&ModelConfig> {
-        Ok(&self.opened()?.checkpoint.config)
+    pub(super) fn checkpoint(&self) -> anyhow::Result<&Checkpoint> {
+        Ok(&self.opened()?.checkpoint)
     }
 
     pub(super) fn tokenizer(&self) -> anyhow::Result<&Tokenizer> {

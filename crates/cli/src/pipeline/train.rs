@@ -347,8 +347,7 @@ impl Pipeline {
     }
 
     pub(super) fn read_expert(&self, directory: &Path) -> anyhow::Result<Expert> {
-        peft::check_base(directory, self.models.hash()?)?;
-        Ok(peft::read(directory, &self.models.decoder()?.config)?)
+        Ok(peft::read_for(directory, self.models.checkpoint()?)?)
     }
 
     /// The domains' experts below `root`.

@@ -63,9 +63,8 @@ fn a_domain_joins_and_leaves_without_the_rows_of_the_others() {
     assert_eq!(change(&sandbox, &["add", "run", "domains/more"]), ["router"], "its expert was still there");
 }
 
-#[test]
-fn an_adapter_made_elsewhere_joins() {
-    let sandbox = finished_run();
+/// An adapter of rank 3 in `elsewhere`, trained by itself.
+fn train_elsewhere(sandbox: &Sandbox) {
     let rows = "{\"prompt_ids\": [5, 6, 7], \"target_ids\": [8, 9]}\n";
     fs::write(sandbox.path("rows.jsonl"), rows).unwrap();
     let output = sandbox.mixse([
@@ -83,6 +82,20 @@ fn an_adapter_made_elsewhere_joins() {
         "elsewhere",
     ]);
     assert_eq!(output.code, 0, "{}", output.stderr);
+}
+
+/// Says of the adapter in `elsewhere` that it belongs to another base.
+fn of_another_base(sandbox: &Sandbox) {
+    let path = sandbox.path("elsewhere/mixse.json");
+    let mut origin = json(&path);
+    origin["base_hash"] = "0".repeat(64).into();
+    fs::write(path, origin.to_string()).unwrap();
+}
+
+#[test]
+fn an_adapter_made_elsewhere_joins() {
+    let sandbox = finished_run();
+    train_elsewhere(&sandbox);
     change(&sandbox, &["add", "run", "domains/more", "--adapter", "elsewhere"]);
     let joined = sandbox.path("run/experts/more");
     assert_eq!(json(&joined.join("adapter_config.json"))["r"], 3);
@@ -108,4 +121,28 @@ fn what_cannot_join_or_leave_is_refused() {
     check(&["add", "run", "domains/more", "--adapter", "nothing"], "is no directory");
     check(&["add", "model", "domains/more"], "is no run");
     check(&["remove", "run", "more"], "no expert for \"more\"");
+    train_elsewhere(&sandbox);
+    of_another_base(&sandbox);
+    check(&["add", "run", "domains/more", "--adapter", "elsewhere"], "belongs to a base with hash 0000");
+    fs::write(sandbox.path("elsewhere/adapter_model.safetensors"), "").unwrap();
+    fs::remove_file(sandbox.path("elsewhere/mixse.json")).unwrap();
+    check(&["add", "run", "domains/more", "--adapter", "elsewhere"], "adapter_model.safetensors");
+    assert!(!sandbox.path("run/experts/more").exists() && !sandbox.path("run/data/more.jsonl").exists());
+}
+
+#[test]
+fn a_study_with_an_adapter_of_another_base_is_refused_with_its_other_faults() {
+    let sandbox = tiny::sandbox();
+    train_elsewhere(&sandbox);
+    of_another_base(&sandbox);
+    let study = "title = \"t\"\nbases = [\"model\"]\nseeds = [0]\nmethods = [\"bass\"]\n[config]\n\
+                 domains = [\"domains/words\", \"domains/sums\"]\nadapters = [\"sums=elsewhere\"]\n\
+                 [config.expert]\nrank = 4000\n[config.expert.domains.words]\nrank = 5000\n";
+    fs::write(sandbox.path("study.toml"), study).unwrap();
+    let output = sandbox.mixse(["study", "study.toml", "--out", "study"]);
+    assert_eq!(output.code, 2, "{}", output.stderr);
+    for part in ["no method \"bass\"", "adapters: sums: ", "hash 0000", "rank 4000", "rank 5000"] {
+        assert!(output.stderr.contains(part), "{part} is not in:\n{}", output.stderr);
+    }
+    assert!(!sandbox.path("study").exists());
 }

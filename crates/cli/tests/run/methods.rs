@@ -250,6 +250,30 @@ fn a_study_shares_results_continues_and_grows() {
 }
 
 #[test]
+fn every_order_is_a_table_for_each_number_of_experts() {
+    let sandbox = tiny::sandbox();
+    let one_seed =
+        STUDY.replace("[0, 1]", "[0]").replace(r#""base", "experts", "mixture""#, r#""mixture(fit=ridge)""#);
+    let (growing, _) = one_seed.split_once("[[settings]]").unwrap();
+    fs::write(sandbox.path("study.toml"), growing.replace("seeds =", "growth = \"in_order\"\nseeds ="))
+        .unwrap();
+    let output = study(&sandbox, &["--every-order"]);
+    assert_eq!(output.code, 0, "{}", output.stderr);
+    let tasks = started(&output.stderr);
+    let count = |id: &str| tasks.iter().filter(|task| **task == id).count();
+    assert_eq!((count("expert/words"), count("expert/sums"), count("baseline/mixture-fit-ridge")), (1, 1, 3));
+    // Runs and items: of one expert there are two choices, both answering all six items.
+    let csv = fs::read_to_string(sandbox.path("study/study.csv")).unwrap();
+    for part in ["1 expert,mixture(fit=ridge),all,2,6,", "2 experts,mixture(fit=ridge),all,1,6,"] {
+        assert!(csv.contains(part), "{part} is not in:\n{csv}");
+    }
+    let output = study(&sandbox, &["--every-order", "--show"]);
+    assert!(output.code == 0 && output.stdout.contains("growth = \"every_order\""), "{}", output.stdout);
+    let output = sandbox.mixse(["study", "main", "--every-order", "--show"]);
+    assert!(output.code == 2 && output.stderr.contains("--every-order"), "{}", output.stderr);
+}
+
+#[test]
 fn a_wrong_study_is_refused_with_all_faults() {
     let sandbox = tiny::sandbox();
     let text = STUDY.replace("\"base\", ", "\"bass\", ").replace("domains/sums", "domains/none");

@@ -119,6 +119,8 @@ fn listing_needs_no_model_and_writes_nothing() {
         let line = output.stdout.lines().find(|line| line.split_whitespace().next() == Some(id)).unwrap();
         assert_eq!(line.split_whitespace().nth(1), Some(state), "{line}");
     }
+    let report = output.stdout.lines().last().unwrap();
+    assert!(report.contains(" more") && report.len() < 100, "the report waits for everything: {report}");
     assert!(tiny::files(&sandbox.path("run")) == before);
 }
 

@@ -1,16 +1,20 @@
 //! What a study is: one TOML file, or one of the ready-made ones.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context;
 use mixse_model::weights::Checkpoint;
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
+use super::growth::Growth;
 use crate::{
     config::{Config, Method, Preset, resolve},
     output::usage_error,
-    pipeline::find_domains,
+    pipeline::{find_domains, misfits},
     pull::{Cache, ModelSource, resolve_model},
 };
 
@@ -30,6 +34,11 @@ pub(super) const READY_MADE: [(&str, &str); 12] = [
     ("merging", include_str!("../../../../../studies/merging.toml")),
 ];
 
+/// The names of [`READY_MADE`], in its order.
+pub(super) fn ready_made_names() -> String {
+    READY_MADE.map(|(name, _)| name).join(", ")
+}
+
 /// A study as it is written.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -48,11 +57,14 @@ pub(super) struct Study {
     pub(super) preset: Option<Preset>,
     /// What is evaluated, in the order of the table.
     pub(super) methods: Vec<String>,
+    /// Mixtures of fewer experts; it stands in the place of `settings`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) growth: Option<Growth>,
     /// Keys of `mixse.toml` for every run.
     #[serde(default)]
     pub(super) config: Table,
     /// Variations of the configuration, each a table of its own; without any there is one table.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) settings: Vec<Setting>,
 }
 
@@ -92,10 +104,9 @@ impl Study {
         }
         let path = Path::new(name_or_path);
         if !path.exists() {
-            let names: Vec<&str> = READY_MADE.iter().map(|(name, _)| *name).collect();
             return Err(usage_error(format!(
                 "there is no study {name_or_path:?}: neither a file of that name, nor one of the ready-made ones ({})",
-                names.join(", ")
+                ready_made_names()
             )));
         }
         let text =
@@ -148,6 +159,14 @@ impl Study {
             self.seeds.iter().enumerate().all(|(i, s)| !self.seeds[..i].contains(s)),
             "seeds: a seed is there twice",
         );
+        need(
+            self.growth.is_none() || self.settings.is_empty(),
+            "growth: makes the settings; leave `settings` out, or `growth`",
+        );
+        let settings = self.all_settings().unwrap_or_else(|e| {
+            need(false, &e);
+            Vec::new()
+        });
         let names: Vec<String> = self.settings.iter().map(|setting| path_word(&setting.name)).collect();
         need(distinct(&names), "settings: two have the same name");
         need(!names.contains(&String::new()), "settings: one has no name");
@@ -162,8 +181,8 @@ impl Study {
         let mut cells = Vec::new();
         for &seed in &self.seeds {
             for base in &self.bases {
-                for setting in self.all_settings() {
-                    let (cell, found) = self.cell(base, seed, &setting);
+                for setting in &settings {
+                    let (cell, found) = self.cell(base, seed, setting);
                     cells.extend(cell);
                     faults.extend(found);
                 }
@@ -174,11 +193,20 @@ impl Study {
         (cells, faults)
     }
 
-    fn all_settings(&self) -> Vec<Setting> {
-        if self.settings.is_empty() {
-            vec![Setting { name: String::new(), table: None, config: Table::new(), methods: None }]
-        } else {
-            self.settings.clone()
+    fn all_settings(&self) -> Result<Vec<Setting>, String> {
+        if !self.settings.is_empty() {
+            return Ok(self.settings.clone());
+        }
+        match self.growth {
+            None => {
+                Ok(vec![Setting { name: String::new(), table: None, config: Table::new(), methods: None }])
+            }
+            Some(growth) => {
+                // What is wrong with the values is said of the runs.
+                let config = resolve(self.config.clone(), self.preset, |_| {}).0;
+                let config = config.unwrap_or_else(|| Config::preset(Preset::Quick));
+                growth.settings(&config.domains, &config.evaluation.unseen_domains)
+            }
         }
     }
 
@@ -260,27 +288,33 @@ fn path_word(text: &str) -> String {
     word.trim_matches(['.', '_']).to_owned()
 }
 
-/// What is wrong with the bases: one that is not there, or too narrow for a rank. Known models are pulled.
+/// What is wrong with the bases and with what is to be used with them: a base that is not there, or too narrow for a rank, an
+/// adapter of another base. Known models are pulled.
 pub(super) fn base_faults(cells: &[Cell], cache: &Cache) -> Vec<String> {
     let mut faults: Vec<String> = Vec::new();
-    for cell in cells {
-        let found = match base_fault(&cell.config, cache) {
-            Ok(found) => found,
-            Err(e) => Some(format!("bases: {}: {e:#}", cell.config.base)),
-        };
-        faults.extend(found.filter(|fault| !faults.contains(fault)));
+    let mut opened: HashMap<&str, Option<Checkpoint>> = HashMap::new();
+    for Cell { config, .. } in cells {
+        let base = opened.entry(&config.base).or_insert_with(|| {
+            open_base(&config.base, cache)
+                .map_err(|e| faults.push(format!("bases: {}: {e:#}", config.base)))
+                .ok()
+        });
+        let Some(base) = base else { continue };
+        for misfit in misfits(config, base) {
+            let fault = format!("config.{misfit} (base {})", config.base);
+            if !faults.contains(&fault) {
+                faults.push(fault);
+            }
+        }
     }
     faults
 }
 
-fn base_fault(config: &Config, cache: &Cache) -> anyhow::Result<Option<String>> {
-    let path = match resolve_model(&config.base, cache)? {
-        ModelSource::Base(path) => path,
-        ModelSource::Run(_) => return Ok(Some(format!("bases: {} is a run, not a base model", config.base))),
-    };
-    let model = Checkpoint::open(&path)?.config;
-    let misfit = config.expert.misfits(&model).into_iter().next();
-    Ok(misfit.map(|(key, what)| format!("config.{key}: {what} of {}", config.base)))
+fn open_base(name: &str, cache: &Cache) -> anyhow::Result<Checkpoint> {
+    match resolve_model(name, cache)? {
+        ModelSource::Base(path) => Ok(Checkpoint::open(&path)?),
+        ModelSource::Run(_) => anyhow::bail!("is a run, not a base model"),
+    }
 }
 
 #[cfg(test)]
@@ -315,6 +349,28 @@ mod tests {
             paths.dedup();
             assert_eq!(paths.len(), cells.len(), "{name}");
         }
+    }
+
+    #[test]
+    fn growth_makes_settings_of_the_domains() {
+        let check = |text: &str, groups: &[&str]| {
+            let (cells, faults) = study(text).cells();
+            assert!(faults.is_empty(), "{faults:?}");
+            let first_seed: Vec<&str> =
+                cells.iter().filter(|cell| cell.config.seed == 0).map(|cell| cell.group.as_str()).collect();
+            assert_eq!(first_seed, groups);
+            let evaluated =
+                |cell: &Cell| cell.config.domains.len() + cell.config.evaluation.unseen_domains.len();
+            assert!(cells.iter().all(|cell| evaluated(cell) == evaluated(&cells[0])));
+        };
+        check("growth = \"in_order\"\n", &["1 expert", "2 experts", "3 experts", "4 experts"]);
+        let two = "[config]\ndomains = [\"math\", \"coding\"]\n";
+        check(&format!("growth = \"every_order\"\n{two}"), &["1 expert", "1 expert", "2 experts"]);
+        let (_, faults) = study("growth = \"in_order\"\n[[settings]]\nname = \"x\"\n").cells();
+        assert!(faults.len() == 1 && faults[0].contains("leave `settings` out"), "{faults:?}");
+        assert!(
+            toml::to_string(&study("growth = \"in_order\"\n")).unwrap().contains("growth = \"in_order\"")
+        );
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `mixse study`: many runs, one set of tables.
 
 mod definition;
+mod growth;
 
 use std::{
     collections::HashMap,
@@ -25,24 +26,16 @@ use crate::{
     pipeline::{Models, Pipeline, RunDirectory, RunPlace},
     pull::Cache,
 };
-use definition::{Cell, Study, base_faults};
+use definition::{Cell, Study, base_faults, ready_made_names};
+use growth::Growth;
 
 /// Compare methods, settings and bases over several seeds, with intervals and tests.
 ///
 /// A study is a set of runs (one for every base, setting and seed) that share what they have in common: the same data, expert
 /// or evaluation is made once. It can be stopped at any moment and continued by the same call; methods, settings and seeds that
-/// are added later are computed alone. Ready-made studies: main, router, verification, experts, data-size, seed-only, router-variants,
-/// granularity, generalization, routing, merging.
+/// are added later are computed alone.
 #[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  mixse study main --out studies/main             the paper's main comparison, three seeds
-  mixse study main --out studies/main --list      its runs and how far they are
-  mixse study main --seeds 0 --set generation.tasks=40 --set evaluation.items=20   smaller
-  mixse study router --show > my.toml             a file to change
-  mixse study my.toml --out studies/mine          own study
-
-Results in the directory: study.html, study.csv, items.csv, study.json, study.tex, figures as SVG and PNG, and the runs themselves.")]
+#[command(after_help = after_help())]
 pub(crate) struct StudyArgs {
     /// A ready-made study or a TOML file.
     #[arg(value_name = "STUDY")]
@@ -62,6 +55,10 @@ pub(crate) struct StudyArgs {
     /// Another value for a key of the runs' configuration; repeatable.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     values: Vec<String>,
+    /// For a study of the number of experts (`experts`): every choice of so many domains instead of the first ones, which
+    /// gives the means over all orders.
+    #[arg(long)]
+    every_order: bool,
     /// Print the study as TOML and run nothing.
     #[arg(long)]
     show: bool,
@@ -76,10 +73,30 @@ pub(crate) struct StudyArgs {
     json: JsonFlag,
 }
 
+fn after_help() -> String {
+    format!(
+        "\
+Ready-made studies:
+  {}
+
+Examples:
+  mixse study main --out studies/main             the paper's main comparison, three seeds
+  mixse study main --out studies/main --list      its runs and how far they are
+  mixse study main --seeds 0 --set generation.tasks=40 --set evaluation.items=20   smaller
+  mixse study experts --every-order               one to four experts, every choice of domains
+  mixse study router --show > my.toml             a file to change
+  mixse study my.toml --out studies/mine          own study
+
+Results in the directory: study.html, study.csv, items.csv, study.json, study.tex, figures as SVG and PNG, and the runs themselves.",
+        ready_made_names()
+    )
+}
+
 pub(super) fn run(args: &StudyArgs) -> anyhow::Result<()> {
     let (mut study, text) = Study::find(&args.study)?;
     let mut faults = adjust(&mut study, args);
     if args.show {
+        refuse(&faults)?;
         // The file's own comments are kept where nothing was changed.
         let changed = study != Study::find(&args.study)?.0;
         let text = if changed { toml::to_string(&study)? } else { text };
@@ -90,9 +107,7 @@ pub(super) fn run(args: &StudyArgs) -> anyhow::Result<()> {
     faults.extend(found);
     let cache = Cache::locate(args.cache.cache.as_deref())?;
     faults.extend(base_faults(&cells, &cache));
-    if !faults.is_empty() {
-        return Err(usage_error(format!("wrong study, nothing was run:\n  {}", faults.join("\n  "))));
-    }
+    refuse(&faults)?;
     let directory = args.out.clone().unwrap_or_else(|| {
         let name = Path::new(&args.study).file_stem().unwrap_or_default();
         Path::new("studies").join(name)
@@ -114,6 +129,13 @@ pub(super) fn run(args: &StudyArgs) -> anyhow::Result<()> {
     print(args.json.format(), &Done { page: directory.join("study.html"), runs: cells.len() })
 }
 
+fn refuse(faults: &[String]) -> anyhow::Result<()> {
+    match faults {
+        [] => Ok(()),
+        _ => Err(usage_error(format!("wrong study, nothing was run:\n  {}", faults.join("\n  ")))),
+    }
+}
+
 /// Lays the arguments over the study; returns what is wrong with them.
 fn adjust(study: &mut Study, args: &StudyArgs) -> Vec<String> {
     if !args.base.is_empty() {
@@ -130,7 +152,14 @@ fn adjust(study: &mut Study, args: &StudyArgs) -> Vec<String> {
             }
         }
     }
-    args.values.iter().filter_map(|value| study.set(value).err()).collect()
+    let mut faults: Vec<String> = args.values.iter().filter_map(|value| study.set(value).err()).collect();
+    if args.every_order {
+        match &mut study.growth {
+            Some(growth) => *growth = Growth::EveryOrder,
+            None => faults.push("--every-order: is for studies with `growth`, such as experts".into()),
+        }
+    }
+    faults
 }
 
 /// Bases that have been opened; runs of one base share it.
