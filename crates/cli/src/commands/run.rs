@@ -87,9 +87,9 @@ pub(super) fn tell(event: &Event<'_>) {
 fn why(reason: &Reason) -> String {
     match reason {
         Reason::New => String::new(),
-        Reason::Inputs(names) => format!(" (again, because of: {})", names.join(", ")),
+        Reason::Inputs(names) => format!(" (again, because of: {})", few(names)),
         Reason::Outputs(names) => {
-            format!(" (again, because these are missing or changed: {})", names.join(", "))
+            format!(" (again, because these are missing or changed: {})", few(names))
         }
         Reason::State(what) => format!(" (again, because its state file is damaged: {what})"),
     }
@@ -131,22 +131,22 @@ impl fmt::Display for TaskList {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let width = self.tasks.iter().map(|task| task.id.len()).max().unwrap_or(0);
         for task in &self.tasks {
-            let line =
-                format!("{:width$}  {:8} {}{}", task.id, task.state, task.detail, few(&task.waits_for));
+            let waits_for = match &*task.waits_for {
+                [] => String::new(),
+                ids => format!("for {}", few(ids)),
+            };
+            let line = format!("{:width$}  {:8} {}{waits_for}", task.id, task.state, task.detail);
             writeln!(f, "{}", line.trim_end())?;
         }
         Ok(())
     }
 }
 
-/// What a task waits for, in a line that stays readable: the report waits for everything.
-fn few(ids: &[String]) -> String {
-    match ids {
-        [] => String::new(),
-        [first, second, rest @ ..] if rest.len() > 1 => {
-            format!("for {first}, {second} and {} more", rest.len())
-        }
-        _ => format!("for {}", ids.join(", ")),
+/// Names in a line that stays readable: the report waits for everything.
+fn few(names: &[String]) -> String {
+    match names {
+        [first, second, rest @ ..] if rest.len() > 1 => format!("{first}, {second} and {} more", rest.len()),
+        _ => names.join(", "),
     }
 }
 

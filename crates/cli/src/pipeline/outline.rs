@@ -30,6 +30,11 @@ pub(crate) fn find_domains(config: &Config) -> Result<Vec<Domain>, Vec<String>> 
             Err(e) => faults.push(e.to_string()),
         }
     }
+    let skip = config.evaluation.skip;
+    for domain in domains.iter().filter(|domain| skip > 0 && domain.check.len() <= skip) {
+        let (name, items) = (domain.name(), domain.check.len());
+        faults.push(format!("{name} has {items} check items, and evaluation.skip = {skip} leaves none"));
+    }
     let own = &domains[..domains.len().min(config.domains.len())];
     for AdapterSource { domain, path } in &config.adapters {
         if !own.iter().any(|other| other.name() == domain) {

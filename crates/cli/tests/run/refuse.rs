@@ -90,6 +90,14 @@ fn wrong_domains() {
     check("no such domain", 2, &["poetry", "knowledge, reasoning, math, coding"], |sandbox| {
         configure(sandbox, "domains/words", "poetry");
     });
+    check(
+        "no check items left",
+        2,
+        &["words has ", "evaluation.skip = 500 leaves none", "sums has "],
+        |sandbox| {
+            configure(sandbox, "[evaluation]", "[evaluation]\nskip = 500");
+        },
+    );
 }
 
 #[test]

@@ -213,6 +213,13 @@ fn shared_benchmark_files_are_read() {
 }
 
 #[test]
+fn the_example_domain_is_valid() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/opposites");
+    let domain = Domain::open(&folder).unwrap();
+    assert_eq!((domain.name(), domain.seeds.len(), domain.check.len()), ("opposites", 100, 20));
+}
+
+#[test]
 fn built_in_domains_are_valid_and_can_be_copied() {
     let names: Vec<&str> = built_in_names().collect();
     assert_eq!(names, ["knowledge", "reasoning", "math", "coding"]);
