@@ -19,7 +19,7 @@ use crate::{
     device::load_options,
     output::usage_error,
     pipeline::RunDirectory,
-    pull::{Cache, ModelSource, resolve_model},
+    pull::{Cache, ModelSource, resolve_base, resolve_model},
 };
 
 /// Which model, and how it is held.
@@ -93,12 +93,7 @@ impl ModelFlags {
                 }
                 let RunParts { base, experts, router } = run_parts(&run)?;
                 let experts = experts.into_iter().map(|(_, directory)| directory).collect();
-                match resolve_model(&base, &cache)? {
-                    ModelSource::Base(path) => (load(&path)?, experts, Some(router)),
-                    ModelSource::Run(_) => {
-                        return Err(usage_error(format!("the base of {} is a run", run.display())));
-                    }
-                }
+                (load(&resolve_base(&base, &cache)?)?, experts, Some(router))
             }
         };
         if !experts.is_empty() {
@@ -132,10 +127,7 @@ impl ModelFlags {
 
 /// The files of the base model with this name; a run is refused.
 fn base_path(model: &str, cache: &CacheFlag) -> anyhow::Result<PathBuf> {
-    match resolve_model(model, &Cache::locate(cache.cache.as_deref())?)? {
-        ModelSource::Base(path) => Ok(path),
-        ModelSource::Run(path) => Err(usage_error(format!("{} is a run: give a base model", path.display()))),
-    }
+    resolve_base(model, &Cache::locate(cache.cache.as_deref())?)
 }
 
 /// Opens the files of the base model with this name without loading its weights; a run is refused.

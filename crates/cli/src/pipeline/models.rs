@@ -16,8 +16,7 @@ use mixse_selfmoe::merge::Deltas;
 use crate::{
     config::Config,
     device::load_options,
-    output::usage_error,
-    pull::{Cache, ModelSource, resolve_model},
+    pull::{Cache, resolve_base},
 };
 
 /// Everything in a configuration that the base cannot be used with, each with its key: ranks that it is too narrow for, and
@@ -55,12 +54,7 @@ impl Models {
     /// Finds (and pulls) the base model of a configuration and checks its files.
     pub(crate) fn open(config: &Config, cache: &Cache) -> anyhow::Result<Self> {
         let options = load_options(config.device, config.precision, config.portable)?;
-        let path = match resolve_model(&config.base, cache)? {
-            ModelSource::Base(path) => path,
-            ModelSource::Run(path) => {
-                return Err(usage_error(format!("base: {} is a run, not a base model", path.display())));
-            }
-        };
+        let path = resolve_base(&config.base, cache)?;
         let checkpoint = Checkpoint::open(&path)?;
         // A model without a tokenizer can be inspected, but no run can be made with it.
         checkpoint.tokenizer.encode("", Bos::Never).with_context(|| format!("{}", path.display()))?;

@@ -31,7 +31,7 @@ pub(crate) fn find_domains(config: &Config) -> Result<Vec<Domain>, Vec<String>> 
         }
     }
     let skip = config.evaluation.skip;
-    for domain in domains.iter().filter(|domain| skip > 0 && domain.check.len() <= skip) {
+    for domain in domains.iter().filter(|domain| !domain.check.is_empty() && domain.check.len() <= skip) {
         let (name, items) = (domain.name(), domain.check.len());
         faults.push(format!("{name} has {items} check items, and evaluation.skip = {skip} leaves none"));
     }

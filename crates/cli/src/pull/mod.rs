@@ -232,5 +232,13 @@ pub(crate) fn resolve_model(name_or_path: &str, cache: &Cache) -> anyhow::Result
     }
 }
 
+/// [`resolve_model`] where only a base model will do.
+pub(crate) fn resolve_base(name_or_path: &str, cache: &Cache) -> anyhow::Result<PathBuf> {
+    match resolve_model(name_or_path, cache)? {
+        ModelSource::Base(path) => Ok(path),
+        ModelSource::Run(path) => Err(usage_error(format!("{} is a run: give a base model", path.display()))),
+    }
+}
+
 #[cfg(test)]
 mod tests;

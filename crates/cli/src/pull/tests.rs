@@ -95,6 +95,8 @@ fn models_are_found_by_path_run_or_name() {
         resolve_model(dir.path().to_str().unwrap(), &cache).unwrap(),
         ModelSource::Run(dir.path().to_owned())
     );
+    let message = resolve_base(&dir.path().to_string_lossy(), &cache).unwrap_err().to_string();
+    assert!(message.contains("is a run: give a base model"), "{message}");
     let message = resolve_model("no-such-model", &cache).unwrap_err().to_string();
     assert!(message.contains("no-such-model") && message.contains("smollm2-135m-instruct"), "{message}");
 }

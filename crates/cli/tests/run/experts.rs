@@ -131,7 +131,7 @@ fn what_cannot_join_or_leave_is_refused() {
 }
 
 #[test]
-fn a_study_with_an_adapter_of_another_base_is_refused_with_its_other_faults() {
+fn an_adapter_of_another_base_is_refused_before_anything_runs() {
     let sandbox = tiny::sandbox();
     train_elsewhere(&sandbox);
     of_another_base(&sandbox);
@@ -145,4 +145,15 @@ fn a_study_with_an_adapter_of_another_base_is_refused_with_its_other_faults() {
         assert!(output.stderr.contains(part), "{part} is not in:\n{}", output.stderr);
     }
     assert!(!sandbox.path("study").exists());
+
+    let config = tiny::CONFIG.replacen("domains =", "adapters = [\"sums=elsewhere\"]\ndomains =", 1);
+    fs::write(sandbox.path("mixse.toml"), config).unwrap();
+    let output = tiny::run(&sandbox, "run");
+    assert_eq!(output.code, 2, "{}", output.stderr);
+    assert!(
+        output.stderr.contains("adapters: sums: ") && output.stderr.contains("hash 0000"),
+        "{}",
+        output.stderr
+    );
+    assert!(!sandbox.path("run").exists());
 }

@@ -125,6 +125,15 @@ fn listing_needs_no_model_and_writes_nothing() {
 }
 
 #[test]
+fn a_domain_without_check_items_is_no_fault_in_a_run() {
+    let sandbox = tiny::sandbox();
+    fs::remove_file(sandbox.path("domains/words/check.jsonl")).unwrap();
+    let config = tiny::CONFIG.replace("[evaluation]", "[evaluation]\nskip = 1");
+    fs::write(sandbox.path("mixse.toml"), config).unwrap();
+    assert_eq!(listed(&sandbox, "run").last().map(String::as_str), Some("report"));
+}
+
+#[test]
 fn portable_operations_give_the_same_run_up_to_rounding() {
     let sandbox = tiny::sandbox();
     tiny::complete(&sandbox, "fused");

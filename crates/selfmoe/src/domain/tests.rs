@@ -217,6 +217,10 @@ fn the_example_domain_is_valid() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/opposites");
     let domain = Domain::open(&folder).unwrap();
     assert_eq!((domain.name(), domain.seeds.len(), domain.check.len()), ("opposites", 100, 20));
+    let quoted = |row: &Example| row.instruction.split('\'').nth(1).unwrap().to_owned();
+    let taught: HashSet<String> = domain.seeds.iter().map(quoted).collect();
+    let leaked: Vec<String> = domain.check.iter().map(quoted).filter(|word| taught.contains(word)).collect();
+    assert!(leaked.is_empty(), "words of check items that are in seeds: {leaked:?}");
 }
 
 #[test]

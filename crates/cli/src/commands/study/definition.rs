@@ -15,7 +15,7 @@ use crate::{
     config::{Config, Method, Preset, resolve},
     output::usage_error,
     pipeline::{find_domains, misfits},
-    pull::{Cache, ModelSource, resolve_model},
+    pull::{Cache, resolve_base},
 };
 
 /// The ready-made studies: name and file.
@@ -167,9 +167,9 @@ impl Study {
             need(false, &e);
             Vec::new()
         });
-        let names: Vec<String> = self.settings.iter().map(|setting| path_word(&setting.name)).collect();
+        let names: Vec<String> = settings.iter().map(|setting| path_word(&setting.name)).collect();
         need(distinct(&names), "settings: two have the same name");
-        need(!names.contains(&String::new()), "settings: one has no name");
+        need(self.settings.is_empty() || !names.contains(&String::new()), "settings: one has no name");
         for key in ["base", "seed", "methods", "preset"] {
             let given =
                 self.config.contains_key(key) || self.settings.iter().any(|s| s.config.contains_key(key));
@@ -289,7 +289,8 @@ pub(super) fn base_faults(cells: &[Cell], cache: &Cache) -> Vec<String> {
     let mut opened: HashMap<&str, Option<Checkpoint>> = HashMap::new();
     for Cell { config, .. } in cells {
         let base = opened.entry(&config.base).or_insert_with(|| {
-            open_base(&config.base, cache)
+            resolve_base(&config.base, cache)
+                .and_then(|path| Ok(Checkpoint::open(&path)?))
                 .map_err(|e| faults.push(format!("bases: {}: {e:#}", config.base)))
                 .ok()
         });
@@ -302,13 +303,6 @@ pub(super) fn base_faults(cells: &[Cell], cache: &Cache) -> Vec<String> {
         }
     }
     faults
-}
-
-fn open_base(name: &str, cache: &Cache) -> anyhow::Result<Checkpoint> {
-    match resolve_model(name, cache)? {
-        ModelSource::Base(path) => Ok(Checkpoint::open(&path)?),
-        ModelSource::Run(_) => anyhow::bail!("is a run, not a base model"),
-    }
 }
 
 #[cfg(test)]
@@ -362,6 +356,9 @@ mod tests {
         check(&format!("growth = \"every_order\"\n{two}"), &["1 expert", "1 expert", "2 experts"]);
         let (_, faults) = study("growth = \"in_order\"\n[[settings]]\nname = \"x\"\n").cells();
         assert!(faults.len() == 1 && faults[0].contains("leave `settings` out"), "{faults:?}");
+        let folders = "growth = \"every_order\"\n[config]\ndomains = [\"x/mine\", \"y/mine\"]\n";
+        let (_, faults) = study(folders).cells();
+        assert!(faults.iter().any(|fault| fault.contains("two have the same name")), "{faults:?}");
         assert!(
             toml::to_string(&study("growth = \"in_order\"\n")).unwrap().contains("growth = \"in_order\"")
         );
