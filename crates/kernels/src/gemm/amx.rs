@@ -13,7 +13,7 @@ use half::bf16;
 
 use super::Accumulate;
 use super::tile::PANEL;
-use crate::isa::{self, multiversion};
+use crate::isa::{Isa, multiversion};
 use crate::packed::{Packed, Storage};
 use crate::pool::{self, Parts};
 use crate::scratch;
@@ -66,6 +66,9 @@ fn permitted() -> bool {
 }
 
 /// A small product of whole numbers, which both must get exactly right.
+///
+/// This runs while the instruction set is being chosen, so nothing below it may ask [`crate::isa::active`] or
+/// [`crate::isa::best`], which would wait for themselves.
 fn agrees_with_portable() -> bool {
     let (m, n, k) = (33, 40, 70);
     let value = |i: usize| ((i * 37 + i / 7) % 17) as f32 - 8.0;
@@ -134,7 +137,6 @@ fn product(
         }
         return;
     }
-    let isa = isa::active();
     let panels = cols.div_ceil(PANEL);
     let row_tasks = m.div_ceil(TASK_ROWS);
     let panel_tasks = if row_tasks >= pool::threads() { 1 } else { (2 * pool::threads()).min(panels) };
@@ -164,7 +166,7 @@ fn product(
                 let width = range.len().next_multiple_of(STEP);
                 left[..padded * width].fill(0);
                 for (row, left) in rows.clone().zip(left.chunks_exact_mut(width)) {
-                    round(isa, &x[row * depth..][range.clone()], left);
+                    round(Isa::Amx, &x[row * depth..][range.clone()], left);
                 }
                 let add = accumulate == Accumulate::Add || start > 0;
                 for panel in panels.clone() {
