@@ -1,34 +1,37 @@
 //! AMX: products of bf16 tiles with f32 sums, by inline assembly (there are no stable intrinsics).
 //!
 //! A block of 32 rows and one panel of 32 columns is held in four tiles of 16 x 16 sums; each step multiplies 32 values
-//! of k. The packed bf16 panels have the layout of a right tile already; activations are rounded to bf16. Tiles are used
-//! for every number of rows, so that a row's result does not depend on the batch here either.
+//! of k. The packed bf16 panels have the layout of a right tile already; activations are rounded to bf16 once, into the
+//! layout of left tiles ([`left`]). Tiles are used for every number of rows, so that a row's result does not depend on the
+//! batch here either: each sum runs over all of k in order, in one tile.
+
+pub(crate) mod left;
+mod right;
+pub(crate) mod tiles;
 
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid_count, _xgetbv};
 use std::ops::Range;
 use std::sync::OnceLock;
 
-use half::bf16;
-
 use super::Accumulate;
 use super::tile::PANEL;
-use crate::isa::{Isa, multiversion};
 use crate::packed::{Packed, Storage};
 use crate::pool::{self, Parts};
 use crate::scratch;
 
-/// Rows of a block: two tiles.
-const ROWS: usize = 32;
+use left::{LeftTiles, Rounded};
+use tiles::{BLOCK, Block, STEP, TILE, Tiles};
 
-/// Values of k in one step: a tile row of 64 bytes.
-const STEP: usize = 32;
+/// bf16 values of the left matrix that one task holds: they stay in the second-level cache.
+const LEFT: usize = 512 * 1024;
 
-/// Values of k between two stores of the sums.
-const DEPTH: usize = 2048;
+/// Rows below which a task takes some of the panels with all rows, rather than some of the rows with all panels: it reads its
+/// weights once, and fewer rows would wait for them.
+const MANY_ROWS: usize = 256;
 
-/// Rows of one task: their bf16 copy stays in the second-level cache.
-const TASK_ROWS: usize = 256;
+/// Multiply-adds below which a product stays on the calling thread.
+const SMALL: usize = 256 * 1024;
 
 /// Whether this processor, its operating system and a test product agree that tiles work. Asked once.
 pub(crate) fn usable() -> bool {
@@ -85,256 +88,136 @@ fn agrees_with_portable() -> bool {
 
 /// [`super::matmul`] for bf16 weights; the sizes were checked, tiles are usable.
 pub(crate) fn matmul(x: &[f32], m: usize, w: &Packed, y: &mut [f32], accumulate: Accumulate) {
-    let right = |panel: usize, depth: Range<usize>, _scratch: &mut [u32]| {
-        w.panel(panel).cast::<u32>().wrapping_add(depth.start / 2 * PANEL)
-    };
-    product(x, (m, w.n(), w.k()), y, accumulate, right);
+    let right = |panel: usize, _scratch: &mut [u32]| w.panel(panel).cast::<u32>();
+    product(x, (m, w.n(), w.k()), y, accumulate, 0, right);
 }
 
 /// [`super::matmul_transposed`] for bf16 weights; the sizes were checked, tiles are usable.
 pub(crate) fn matmul_transposed(dy: &[f32], m: usize, w: &Packed, dx: &mut [f32], accumulate: Accumulate) {
-    let right = |panel: usize, depth: Range<usize>, scratch: &mut [u32]| {
-        for (block, to) in (depth.start / PANEL..).zip(scratch.chunks_exact_mut(STEP / 2 * PANEL)) {
-            if block * PANEL >= depth.end {
-                break;
-            }
-            // SAFETY: packed panels are padded to whole blocks of 32 x 32, and this is one of them.
-            let from = unsafe {
-                std::slice::from_raw_parts(
-                    w.panel(block).cast::<u32>().add(panel * PANEL / 2 * PANEL),
-                    STEP / 2 * PANEL,
-                )
-            };
-            transpose_pairs(from, to);
-        }
+    let depth = w.n().next_multiple_of(STEP);
+    let right = |panel: usize, scratch: &mut [u32]| {
+        right::transposed_panel(w, panel, scratch);
         scratch.as_ptr()
     };
-    product(dy, (m, w.k(), w.n()), dx, accumulate, right);
+    product(dy, (m, w.k(), w.n()), dx, accumulate, depth / 2 * PANEL, right);
 }
 
-/// `[k / 2][32 n]` pairs along k become `[n / 2][32 k]` pairs along n.
-fn transpose_pairs(from: &[u32], to: &mut [u32]) {
-    for (pair, to) in to.chunks_exact_mut(PANEL).enumerate() {
-        for (k, to) in to.iter_mut().enumerate() {
-            let words = &from[k / 2 * PANEL + 2 * pair..][..2];
-            let half = |word: u32| word >> (16 * (k % 2)) & 0xffff;
-            *to = half(words[0]) | half(words[1]) << 16;
-        }
-    }
-}
-
-/// `y (+)= x · right`; `right(panel, depth, scratch)` gives `[depth / 2][32]` pairs, padded to whole steps.
+/// `y (+)= x · right`; `right(panel, scratch)` gives `[depth / 2][32]` pairs, padded to whole steps, with `words` of scratch.
 fn product(
     x: &[f32],
     (m, cols, depth): (usize, usize, usize),
     y: &mut [f32],
     accumulate: Accumulate,
-    right: impl Fn(usize, Range<usize>, &mut [u32]) -> *const u32 + Sync,
+    words: usize,
+    right: impl Fn(usize, &mut [u32]) -> *const u32 + Sync,
 ) {
-    if depth == 0 {
+    if depth == 0 || m == 0 {
         if accumulate == Accumulate::Overwrite {
             y.fill(0.0);
         }
         return;
     }
-    let panels = cols.div_ceil(PANEL);
-    let row_tasks = m.div_ceil(TASK_ROWS);
-    let panel_tasks = if row_tasks >= pool::threads() { 1 } else { (2 * pool::threads()).min(panels) };
-    let panels_each = panels.div_ceil(panel_tasks.max(1)).max(1);
-    let panel_tasks = panels.div_ceil(panels_each);
+    let (panels, threads) = (cols.div_ceil(PANEL), pool::threads());
     let y = Parts::new(y);
-    pool::parallel_for(row_tasks * panel_tasks, |task| {
-        let first = task / panel_tasks * TASK_ROWS;
-        let rows = first..(first + TASK_ROWS).min(m);
-        let panel = task % panel_tasks * panels_each;
-        let panels = panel..(panel + panels_each).min(panels);
-        let most = depth.min(DEPTH).next_multiple_of(STEP);
-        let padded = rows.len().next_multiple_of(ROWS);
-        scratch::with(padded * most / 2 + most / 2 * PANEL + ROWS * PANEL, |buffer| {
-            let (left, buffer) = buffer.split_at_mut(padded * most / 2);
-            let (pairs, sums) = buffer.split_at_mut(most / 2 * PANEL);
-            // SAFETY: any bits are valid as either type, and u16 and u32 need no more alignment than f32.
-            let (left, pairs) = unsafe {
-                (
-                    std::slice::from_raw_parts_mut(left.as_mut_ptr().cast::<u16>(), 2 * left.len()),
-                    std::slice::from_raw_parts_mut(pairs.as_mut_ptr().cast::<u32>(), pairs.len()),
-                )
+    let block = |left: LeftTiles<'_>, first: usize, panels: Range<usize>| {
+        scratch::with(words, |pairs| {
+            // SAFETY: any bits are valid as either type, and both need the same alignment.
+            let pairs = unsafe { std::slice::from_raw_parts_mut(pairs.as_mut_ptr().cast::<u32>(), words) };
+            // SAFETY: tiles are usable: this module's functions are called nowhere else. `y` is [m, cols], of which tasks
+            // write disjoint rows and panels; `right` gives whole panels.
+            unsafe {
+                rows_by_panels(left, first, panels, (y.as_ptr(), cols), accumulate, |panel| {
+                    right(panel, pairs)
+                })
             };
-            let _tiles = Tiles::configure();
-            for start in (0..depth).step_by(DEPTH) {
-                let range = start..(start + DEPTH).min(depth);
-                let width = range.len().next_multiple_of(STEP);
-                left[..padded * width].fill(0);
-                for (row, left) in rows.clone().zip(left.chunks_exact_mut(width)) {
-                    round(Isa::Amx, &x[row * depth..][range.clone()], left);
-                }
-                let add = accumulate == Accumulate::Add || start > 0;
-                for panel in panels.clone() {
-                    let right = right(panel, range.clone(), pairs);
-                    let used = panel * PANEL..((panel + 1) * PANEL).min(cols);
-                    for block in (0..rows.len()).step_by(ROWS) {
-                        let count = (rows.len() - block).min(ROWS);
-                        let part = |row: usize| {
-                            let at = (rows.start + block + row) * cols;
-                            // SAFETY: rows and panels of different tasks are disjoint.
-                            unsafe { y.get(at + used.start..at + used.end) }
-                        };
-                        sums.fill(0.0);
-                        if add {
-                            for (row, sums) in sums.chunks_exact_mut(PANEL).enumerate().take(count) {
-                                sums[..used.len()].copy_from_slice(part(row));
-                            }
+        });
+    };
+    if m * cols * depth <= SMALL {
+        Rounded::with(x, m, depth, |left| block(left, 0, 0..panels));
+    } else if m < threads * MANY_ROWS {
+        let each = panels.div_ceil(4 * threads).max(1);
+        Rounded::with(x, m, depth, |left| {
+            pool::parallel_for(panels.div_ceil(each), |task| {
+                block(left, 0, task * each..((task + 1) * each).min(panels));
+            });
+        });
+    } else {
+        let most = (LEFT / depth / BLOCK * BLOCK).max(BLOCK);
+        let tasks = m.div_ceil(most).next_multiple_of(threads);
+        let each = m.div_ceil(tasks).next_multiple_of(BLOCK);
+        pool::parallel_for(m.div_ceil(each), |task| {
+            let rows = task * each..((task + 1) * each).min(m);
+            Rounded::with(&x[rows.start * depth..rows.end * depth], rows.len(), depth, |left| {
+                block(left, rows.start, 0..panels);
+            });
+        });
+    }
+}
+
+/// All rows of `left` times some panels, into rows `first ..` of `y` (its start and the distance of its rows, which is the
+/// number of columns).
+///
+/// # Safety
+/// Tiles are usable; `right(panel)` gives `left.steps` steps of 32 columns; `y` has the rows and columns, and nobody else uses
+/// these now.
+unsafe fn rows_by_panels(
+    left: LeftTiles<'_>,
+    first: usize,
+    panels: Range<usize>,
+    (y, cols): (*mut f32, usize),
+    accumulate: Accumulate,
+    mut right: impl FnMut(usize) -> *const u32,
+) {
+    let m = left.rows;
+    // One block alone has tiles as high as there are rows.
+    let tiles =
+        if m <= BLOCK { Tiles::rows(m.min(TILE), m.saturating_sub(TILE)) } else { Tiles::rows(TILE, TILE) };
+    let few = m <= 2 * BLOCK;
+    for panel in panels {
+        let right = right(panel);
+        let width = (cols - panel * PANEL).min(PANEL);
+        for start in (0..m).step_by(BLOCK) {
+            let height = (m - start).min(BLOCK);
+            let to = y.wrapping_add((first + start) * cols + panel * PANEL);
+            let block = Block {
+                left: left.block(start),
+                steps: left.steps,
+                right,
+                both: height > TILE,
+                prefetch: few && start == 0,
+            };
+            let whole = width == PANEL && (m <= BLOCK || height == BLOCK || height == TILE);
+            // SAFETY: the caller's promise; a block that is not whole goes through a buffer of full size.
+            unsafe {
+                if whole {
+                    block.multiply(&tiles, to, cols, accumulate == Accumulate::Add);
+                } else {
+                    let mut sums = Sums([0.0; BLOCK * PANEL]);
+                    if accumulate == Accumulate::Add {
+                        for row in 0..height {
+                            let from = std::slice::from_raw_parts(to.add(row * cols), width);
+                            sums.0[row * PANEL..][..width].copy_from_slice(from);
                         }
-                        // SAFETY: tiles are configured; `left` has 32 rows of `width` from `block` on, `right`
-                        // `width / 2` rows of 32 pairs, `sums` is 32 x 32.
-                        unsafe { multiply(&left[block * width..], width, right, sums, count > ROWS / 2) };
-                        for (row, sums) in sums.chunks_exact(PANEL).enumerate().take(count) {
-                            part(row).copy_from_slice(&sums[..used.len()]);
-                        }
+                    }
+                    block.multiply(&tiles, sums.0.as_mut_ptr(), PANEL, accumulate == Accumulate::Add);
+                    for row in 0..height {
+                        let to = std::slice::from_raw_parts_mut(to.add(row * cols), width);
+                        to.copy_from_slice(&sums.0[row * PANEL..][..width]);
                     }
                 }
             }
-        });
-    });
-}
-
-multiversion! {
-    fn round(from: &[f32], to: &mut [u16]) = round_body;
-}
-
-/// To bf16, to nearest even.
-#[inline(always)]
-fn round_body<const FMA: bool>(from: &[f32], to: &mut [u16]) {
-    for (to, &from) in to.iter_mut().zip(from) {
-        let bits = from.to_bits();
-        let rounded = (bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16;
-        *to = if from.is_nan() { bf16::NAN.to_bits() } else { rounded };
-    }
-}
-
-/// The tile configuration of this thread, released at the end of its use.
-struct Tiles;
-
-impl Tiles {
-    /// Eight tiles of 16 rows of 64 bytes.
-    fn configure() -> Self {
-        #[repr(C, align(64))]
-        struct Configuration {
-            palette: u8,
-            start_row: u8,
-            reserved: [u8; 14],
-            bytes_per_row: [u16; 16],
-            rows: [u8; 16],
-        }
-        let mut configuration = Configuration {
-            palette: 1,
-            start_row: 0,
-            reserved: [0; 14],
-            bytes_per_row: [0; 16],
-            rows: [0; 16],
-        };
-        configuration.bytes_per_row[..8].fill(64);
-        configuration.rows[..8].fill(16);
-        // SAFETY: only called where tiles are usable; reads the 64 bytes of `configuration`.
-        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const configuration, options(nostack, readonly)) };
-        Self
-    }
-}
-
-impl Drop for Tiles {
-    fn drop(&mut self) {
-        // SAFETY: only made where tiles are usable; nothing else uses tile registers.
-        unsafe { asm!("tilerelease", options(nostack, nomem)) };
-    }
-}
-
-/// `sums += left · right` for a block of 32 rows (16 unless `both`) and 32 columns.
-///
-/// # Safety
-/// Tiles are configured; `left` has that many rows of `depth` (a multiple of 32) values, `right` `[depth / 2][32]`,
-/// `sums` is `[32][32]`.
-unsafe fn multiply(left: &[u16], depth: usize, right: *const u32, sums: &mut [f32], both: bool) {
-    let top = left.as_ptr();
-    let sums = sums.as_mut_ptr();
-    // SAFETY: the caller's promise. Compiled code never uses tile registers, so none is declared as changed.
-    unsafe {
-        if both {
-            asm!(
-                "tileloadd tmm0, [{sums} + {stride}]",
-                "tileloadd tmm1, [{sums} + {stride} + 64]",
-                "tileloadd tmm2, [{below} + {stride}]",
-                "tileloadd tmm3, [{below} + {stride} + 64]",
-                "2:",
-                "tileloadd tmm4, [{top} + {row}]",
-                "tileloadd tmm6, [{right} + {stride}]",
-                "tileloadd tmm7, [{right} + {stride} + 64]",
-                "tileloadd tmm5, [{bottom} + {row}]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                "add {top}, 64",
-                "add {bottom}, 64",
-                "add {right}, 2048",
-                "dec {steps}",
-                "jnz 2b",
-                "tilestored [{sums} + {stride}], tmm0",
-                "tilestored [{sums} + {stride} + 64], tmm1",
-                "tilestored [{below} + {stride}], tmm2",
-                "tilestored [{below} + {stride} + 64], tmm3",
-                sums = in(reg) sums,
-                below = in(reg) sums.add(16 * PANEL),
-                stride = in(reg) 4 * PANEL,
-                top = inout(reg) top => _,
-                bottom = inout(reg) top.add(16 * depth) => _,
-                row = in(reg) 2 * depth,
-                right = inout(reg) right => _,
-                steps = inout(reg) depth / STEP => _,
-                options(nostack),
-            );
-        } else {
-            asm!(
-                "tileloadd tmm0, [{sums} + {stride}]",
-                "tileloadd tmm1, [{sums} + {stride} + 64]",
-                "2:",
-                "tileloadd tmm4, [{top} + {row}]",
-                "tileloadd tmm6, [{right} + {stride}]",
-                "tileloadd tmm7, [{right} + {stride} + 64]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "add {top}, 64",
-                "add {right}, 2048",
-                "dec {steps}",
-                "jnz 2b",
-                "tilestored [{sums} + {stride}], tmm0",
-                "tilestored [{sums} + {stride} + 64], tmm1",
-                sums = in(reg) sums,
-                stride = in(reg) 4 * PANEL,
-                top = inout(reg) top => _,
-                row = in(reg) 2 * depth,
-                right = inout(reg) right => _,
-                steps = inout(reg) depth / STEP => _,
-                options(nostack),
-            );
         }
     }
 }
 
-/// Bf16 operations of `rounds` steps on operands that stay in the first-level cache; tiles are usable.
+/// A block of sums, for blocks that are cut off by the end of the output.
+#[repr(C, align(64))]
+struct Sums([f32; BLOCK * PANEL]);
+
+/// Bf16 operations of `rounds` steps of a block whose operands are in tiles already: the most that they can do.
 pub(crate) fn tile_flops(rounds: usize) -> usize {
-    scratch::with(ROWS * STEP / 2 + STEP / 2 * PANEL + ROWS * PANEL, |buffer| {
-        buffer.fill(0.0);
-        let (left, buffer) = buffer.split_at_mut(ROWS * STEP / 2);
-        let (right, sums) = buffer.split_at_mut(STEP / 2 * PANEL);
-        // SAFETY: as in `product`.
-        let left = unsafe { std::slice::from_raw_parts(left.as_ptr().cast::<u16>(), 2 * left.len()) };
-        let _tiles = Tiles::configure();
-        for _ in 0..rounds {
-            // SAFETY: tiles are configured and the buffers hold one step.
-            unsafe { multiply(left, STEP, right.as_ptr().cast(), sums, true) };
-        }
-    });
-    2 * ROWS * PANEL * STEP * rounds
+    tiles::products_alone(&Tiles::rows(TILE, TILE), rounds);
+    2 * BLOCK * PANEL * STEP * rounds
 }
 
 #[cfg(all(test, target_os = "linux"))]

@@ -3,6 +3,8 @@
 
 use std::cell::RefCell;
 
+use half::bf16;
+
 use super::*;
 use crate::isa::{self, Isa};
 use crate::testing::{assert_near, values};
@@ -11,13 +13,15 @@ type Tile = [[u8; 64]; 16];
 
 struct State {
     configured: bool,
+    /// Rows of each tile.
+    rows: [u8; 8],
     tiles: [Tile; 8],
     executed: usize,
 }
 
 thread_local! {
     static STATE: RefCell<State> =
-        const { RefCell::new(State { configured: false, tiles: [[[0; 64]; 16]; 8], executed: 0 }) };
+        const { RefCell::new(State { configured: false, rows: [0; 8], tiles: [[[0; 64]; 16]; 8], executed: 0 }) };
 }
 
 /// The general registers in the order of their numbers in instructions.
@@ -73,6 +77,10 @@ unsafe fn execute(state: &mut State, code: &[u8], registers: &[i64; 23]) -> Opti
             (0x49, 3) => state.tiles[reg] = [[0; 64]; 16],
             (0x5c, 2) => {
                 let right = usize::from(!code[2] >> 3 & 7);
+                assert!(
+                    state.rows[reg] == state.rows[rm] && state.rows[right] == 16,
+                    "sums have as many rows as the left tile, and k has whole steps"
+                );
                 let product = dot_products(&state.tiles[reg], &state.tiles[rm], &state.tiles[right]);
                 state.tiles[reg] = product;
             }
@@ -115,19 +123,21 @@ unsafe fn execute(state: &mut State, code: &[u8], registers: &[i64; 23]) -> Opti
             let configuration = unsafe { std::slice::from_raw_parts((address + stride) as *const u8, 64) };
             let full = configuration[0] == 1
                 && configuration[16..32].chunks(2).all(|bytes| bytes == [64, 0])
-                && configuration[48..56] == [16; 8];
-            assert!(full && configuration[32..48] == [0; 16], "only full tiles are emulated");
+                && configuration[48..56].iter().all(|rows| (1..=16).contains(rows));
+            assert!(full && configuration[32..48] == [0; 16], "only tiles of 64 bytes a row are emulated");
             state.configured = true;
+            state.rows.copy_from_slice(&configuration[48..56]);
             state.tiles = [[[0; 64]; 16]; 8];
         }
         (0x4b, 3) if state.configured => {
-            for (row, tile) in state.tiles[reg].iter_mut().enumerate() {
+            let rows = usize::from(state.rows[reg]);
+            for (row, tile) in state.tiles[reg].iter_mut().enumerate().take(rows) {
                 // SAFETY: the caller's promise.
                 *tile = unsafe { *((address + stride * row as i64) as *const [u8; 64]) };
             }
         }
         (0x4b, 2) if state.configured => {
-            for (row, tile) in state.tiles[reg].iter().enumerate() {
+            for (row, tile) in state.tiles[reg].iter().enumerate().take(usize::from(state.rows[reg])) {
                 // SAFETY: the caller's promise.
                 unsafe { *((address + stride * row as i64) as *mut [u8; 64]) = *tile };
             }
