@@ -1,7 +1,14 @@
 //! The gated activation of the MLP, and sums of vectors.
 
-use crate::isa::{self, fma, multiversion};
+#[cfg(target_arch = "x86_64")]
+use crate::gemm::amx;
+use crate::gemm::{Accumulate, matmul};
+use crate::isa::{self, Isa, fma, multiversion};
+use crate::packed::Packed;
+#[cfg(target_arch = "x86_64")]
+use crate::packed::Storage;
 use crate::pool::{self, Parts};
+use crate::scratch;
 use crate::vexp::{sigmoid, tanh};
 
 /// The activation of the gate.
@@ -74,6 +81,43 @@ pub fn gated_backward(
     });
 }
 
+/// `y [m, n] = (act(x · Gᵀ) ⊙ x · Uᵀ) · Dᵀ` with the weights G, U `[inner, k]` and D `[n, inner]`: the whole MLP where nothing in
+/// between is wanted. Its bits are those of [`matmul`] and [`gated`].
+///
+/// # Panics
+/// If the sizes do not fit.
+pub fn gated_mlp(x: &[f32], m: usize, [g, u, d]: [&Packed; 3], activation: Activation, y: &mut [f32]) {
+    assert!(g.n() == u.n() && g.k() == u.k() && d.k() == g.n(), "G and U are [inner, k], D is [n, inner]");
+    assert!(x.len() == m * g.k() && y.len() == m * d.n(), "x is [{m}, {}], y is [{m}, {}]", g.k(), d.n());
+    #[cfg(target_arch = "x86_64")]
+    if isa::active() == Isa::Amx && [g, u, d].iter().all(|w| w.storage() == Storage::Bf16) {
+        return amx::mlp(x, m, [g, u, d], activation, y);
+    }
+    scratch::with(m * g.n(), |gate| {
+        scratch::with(m * g.n(), |up| {
+            matmul(x, m, g, gate, Accumulate::Overwrite);
+            matmul(x, m, u, up, Accumulate::Overwrite);
+            let isa = isa::active();
+            let (tasks, range) = pool::split(gate.len(), GRAIN);
+            let parts = Parts::new(gate);
+            pool::parallel_for(tasks, |task| {
+                let at = range(task);
+                // SAFETY: ranges are disjoint.
+                gate_in_place(isa, activation, unsafe { parts.get(at.clone()) }, &up[at]);
+            });
+            matmul(gate, m, d, y, Accumulate::Overwrite);
+        });
+    });
+}
+
+/// `gate = act(gate) ⊙ up`, on the calling thread.
+pub(crate) fn gate_in_place(isa: Isa, activation: Activation, gate: &mut [f32], up: &[f32]) {
+    match activation {
+        Activation::Silu => silu_in_place(isa, gate, up),
+        Activation::GeluTanh => gelu_in_place(isa, gate, up),
+    }
+}
+
 /// `y += x`
 ///
 /// # Panics
@@ -109,6 +153,8 @@ pub fn sum(a: &[f32], b: &[f32], y: &mut [f32]) {
 multiversion! {
     fn silu(gate: &[f32], up: &[f32], out: &mut [f32]) = silu_body;
     fn gelu(gate: &[f32], up: &[f32], out: &mut [f32]) = gelu_body;
+    fn silu_in_place(gate: &mut [f32], up: &[f32]) = silu_in_place_body;
+    fn gelu_in_place(gate: &mut [f32], up: &[f32]) = gelu_in_place_body;
     fn silu_backward(gate: &[f32], up: &[f32], dout: &[f32], dgate: &mut [f32], dup: &mut [f32]) = silu_backward_body;
     fn gelu_backward(gate: &[f32], up: &[f32], dout: &[f32], dgate: &mut [f32], dup: &mut [f32]) = gelu_backward_body;
     fn add(x: &[f32], y: &mut [f32]) = add_body;
@@ -119,6 +165,20 @@ multiversion! {
 fn silu_body<const FMA: bool>(gate: &[f32], up: &[f32], out: &mut [f32]) {
     for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
         *out = gate * sigmoid::<FMA>(*gate) * up;
+    }
+}
+
+#[inline(always)]
+fn silu_in_place_body<const FMA: bool>(gate: &mut [f32], up: &[f32]) {
+    for (gate, up) in gate.iter_mut().zip(up) {
+        *gate = *gate * sigmoid::<FMA>(*gate) * up;
+    }
+}
+
+#[inline(always)]
+fn gelu_in_place_body<const FMA: bool>(gate: &mut [f32], up: &[f32]) {
+    for (gate, up) in gate.iter_mut().zip(up) {
+        *gate = 0.5 * *gate * (1.0 + gelu_tanh::<FMA>(*gate)) * up;
     }
 }
 
@@ -185,6 +245,7 @@ fn add_two_body<const FMA: bool>(a: &[f32], b: &[f32], y: &mut [f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::packed::Storage;
     use crate::testing::{assert_near, each_isa, finite_difference, values};
 
     fn reference(gate: f32, up: f32, activation: Activation) -> f64 {
@@ -221,6 +282,32 @@ mod tests {
                         finite_difference(&up, &dup, 1e-2, |up| total(&gate, up));
                     }
                 });
+            }
+        }
+    }
+
+    #[test]
+    fn a_whole_mlp_has_the_bits_of_its_operations() {
+        for (m, k, inner, n) in
+            [(1, 1, 1, 1), (3, 33, 65, 17), (16, 64, 96, 32), (37, 70, 40, 33), (70, 32, 64, 100)]
+        {
+            let x = values(m * k, 1);
+            for storage in [Storage::F32, Storage::Bf16, Storage::Int8] {
+                let pack = |n: usize, k: usize, seed| Packed::pack(&values(n * k, seed), n, k, storage);
+                let (g, u, d) = (pack(inner, k, 2), pack(inner, k, 3), pack(n, inner, 4));
+                for activation in [Activation::Silu, Activation::GeluTanh] {
+                    each_isa(|isa| {
+                        let (mut gate, mut up) = (vec![0.0; m * inner], vec![0.0; m * inner]);
+                        matmul(&x, m, &g, &mut gate, Accumulate::Overwrite);
+                        matmul(&x, m, &u, &mut up, Accumulate::Overwrite);
+                        let (mut between, mut expected) = (vec![0.0; m * inner], vec![0.0; m * n]);
+                        gated(&gate, &up, activation, &mut between);
+                        matmul(&between, m, &d, &mut expected, Accumulate::Overwrite);
+                        let mut y = vec![f32::NAN; m * n];
+                        gated_mlp(&x, m, [&g, &u, &d], activation, &mut y);
+                        assert_eq!(y, expected, "{isa} {storage:?} {activation:?} {m} x {k} x {inner} x {n}");
+                    });
+                }
             }
         }
     }

@@ -223,6 +223,33 @@ pub fn for_each_chunk<T: Send>(data: &mut [T], size: usize, body: impl Fn(usize,
     });
 }
 
+/// Cuts `rows` rows of several buffers into blocks of `each` and runs `body(range, parts)` for each block in parallel; part i has
+/// the block's rows of buffer i, which is given with the values that it has in a row.
+///
+/// # Panics
+/// If `each` is 0 or a buffer has not so many rows.
+pub fn for_row_blocks<const N: usize>(
+    rows: usize,
+    each: usize,
+    buffers: [(&mut [f32], usize); N],
+    body: impl Fn(Range<usize>, [&mut [f32]; N]) + Sync,
+) {
+    assert!(each > 0, "blocks of no rows");
+    let buffers = buffers.map(|(buffer, width)| {
+        assert_eq!(buffer.len(), rows * width, "a buffer of {rows} rows of {width}");
+        (Parts::new(buffer), width)
+    });
+    parallel_for(rows.div_ceil(each), |block| {
+        let range = block * each..((block + 1) * each).min(rows);
+        let parts = std::array::from_fn(|i| {
+            let (buffer, width) = &buffers[i];
+            // SAFETY: the blocks' rows do not overlap, and every buffer is given once.
+            unsafe { buffer.get(range.start * width..range.end * width) }
+        });
+        body(range, parts);
+    });
+}
+
 /// Cuts `total` things into at most `4 * threads` ranges of at least `grain`; the range of task `i` of [`tasks`].
 pub(crate) fn split(total: usize, grain: usize) -> (usize, impl Fn(usize) -> Range<usize> + Sync) {
     let size = total.div_ceil(4 * threads()).max(grain).max(1);
@@ -304,6 +331,18 @@ mod tests {
         let result = catch_unwind(|| parallel_for(8, |i| assert!(i != 5, "task five")));
         assert!(result.is_err());
         parallel_for(8, |_| {});
+    }
+
+    #[test]
+    fn row_blocks_are_the_rows_of_each_buffer() {
+        let (mut a, mut none, mut b) = (vec![0.0; 14], [], vec![0.0; 21]);
+        for_row_blocks(7, 3, [(&mut a, 2), (&mut none, 0), (&mut b, 3)], |range, [a, none, b]| {
+            assert!(none.is_empty());
+            a.fill(range.start as f32);
+            b.fill(range.end as f32);
+        });
+        assert_eq!(a, [vec![0.0; 6], vec![3.0; 6], vec![6.0; 2]].concat());
+        assert_eq!(b, [vec![3.0; 9], vec![6.0; 9], vec![7.0; 3]].concat());
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Rotary position embedding, in Hugging Face's convention: the first half of a head is paired with the second.
 
+use std::ops::Range;
+
 use crate::isa::{self, multiversion};
 use crate::pool::{self, Parts};
 
@@ -59,18 +61,27 @@ pub enum Direction {
 /// # Panics
 /// If `x` has another size.
 pub fn rope(x: &mut [f32], heads: usize, angles: &Angles, direction: Direction) {
-    let (tokens, half) = (angles.tokens(), angles.half);
+    rope_rows(x, heads, angles, 0..angles.tokens(), direction);
+}
+
+/// [`rope`] for some of the tokens of `angles`, which are the rows of `x`.
+///
+/// # Panics
+/// If `x` has another size or `angles` has not these tokens.
+pub fn rope_rows(x: &mut [f32], heads: usize, angles: &Angles, tokens: Range<usize>, direction: Direction) {
+    let half = angles.half;
     let row = heads * 2 * half;
-    assert_eq!(x.len(), tokens * row, "x is [{tokens}, {heads}, {}]", 2 * half);
+    assert!(tokens.end <= angles.tokens(), "angles of {} tokens", angles.tokens());
+    assert_eq!(x.len(), tokens.len() * row, "x is [{}, {heads}, {}]", tokens.len(), 2 * half);
     let isa = isa::active();
     let sign = if direction == Direction::Forward { 1.0 } else { -1.0 };
-    let (tasks, range) = pool::split(tokens, 16);
+    let (tasks, range) = pool::split(tokens.len(), 16);
     let x = Parts::new(x);
     pool::parallel_for(tasks, |task| {
         for token in range(task) {
             // SAFETY: tokens are disjoint.
             let x = unsafe { x.get(token * row..(token + 1) * row) };
-            let at = token * half..(token + 1) * half;
+            let at = (tokens.start + token) * half..(tokens.start + token + 1) * half;
             turn(isa, x, &angles.cos[at.clone()], &angles.sin[at], sign);
         }
     });

@@ -16,11 +16,13 @@ use std::sync::OnceLock;
 
 use super::Accumulate;
 use super::tile::PANEL;
+use crate::isa::Isa;
+use crate::mlp::{Activation, gate_in_place};
 use crate::packed::{Packed, Storage};
 use crate::pool::{self, Parts};
 use crate::scratch;
 
-use left::{LeftTiles, Rounded};
+use left::{LeftTiles, Rounded, TilesMut};
 use tiles::{BLOCK, Block, STEP, TILE, Tiles};
 
 /// bf16 values of the left matrix that one task holds: they stay in the second-level cache.
@@ -154,6 +156,104 @@ fn product(
     }
 }
 
+/// `y = (act(x · Gᵀ) ⊙ x · Uᵀ) · Dᵀ` for bf16 weights G, U `[inner, k]` and D `[n, inner]`; the sizes were checked, tiles are usable.
+///
+/// The bits are those of the separate operations, but what lies between them is never written to memory: a panel of 32 inner
+/// columns is one step of the left tiles that D's product reads.
+pub(crate) fn mlp(x: &[f32], m: usize, [g, u, d]: [&Packed; 3], activation: Activation, y: &mut [f32]) {
+    if m == 0 || g.n() == 0 || g.k() == 0 {
+        return y.fill(0.0);
+    }
+    let (k, n, threads) = (g.k(), d.n(), pool::threads());
+    let (inner_panels, out_panels) = (g.panels(), d.panels());
+    let y = Parts::new(y);
+    // Of some rows: all inner columns, then all outputs, each by as many tasks as asked for.
+    let rows = |rows: Range<usize>, tasks: usize| {
+        let x = &x[rows.start * k..rows.end * k];
+        Rounded::with(x, rows.len(), k, |left| {
+            left::with_tiles(rows.len(), inner_panels, |inner| {
+                by_panels(inner_panels, tasks, |panels| {
+                    // SAFETY: tiles are usable; each task has its own panels.
+                    unsafe { gated_panels(left, panels, g, u, activation, inner) };
+                });
+                let inner = inner.finished();
+                by_panels(out_panels, tasks, |panels| {
+                    // SAFETY: tiles are usable; `y` is [m, n], of which tasks write disjoint rows and panels.
+                    unsafe {
+                        let right = |panel| d.panel(panel).cast();
+                        rows_by_panels(
+                            inner,
+                            rows.start,
+                            panels,
+                            (y.as_ptr(), n),
+                            Accumulate::Overwrite,
+                            right,
+                        );
+                    }
+                });
+            });
+        });
+    };
+    if m < threads * MANY_ROWS {
+        rows(0..m, if m * g.n() * k <= SMALL { 1 } else { 4 * threads });
+    } else {
+        let most = (LEFT / k.max(g.n()) / BLOCK * BLOCK).max(BLOCK);
+        let each = m.div_ceil(m.div_ceil(most).next_multiple_of(threads)).next_multiple_of(BLOCK);
+        pool::parallel_for(m.div_ceil(each), |task| rows(task * each..((task + 1) * each).min(m), 1));
+    }
+}
+
+/// Calls `body` with ranges of `panels` panels, in parallel where there are several.
+fn by_panels(panels: usize, tasks: usize, body: impl Fn(Range<usize>) + Sync) {
+    let each = panels.div_ceil(tasks).max(1);
+    pool::parallel_for(panels.div_ceil(each), |task| body(task * each..((task + 1) * each).min(panels)));
+}
+
+/// `act(left · Gᵀ) ⊙ left · Uᵀ` for some panels of inner columns, rounded into those steps of `inner`.
+///
+/// # Safety
+/// Tiles are usable; G and U have the panels and `left`'s steps; nobody else uses these steps of `inner` now.
+unsafe fn gated_panels(
+    left: LeftTiles<'_>,
+    panels: Range<usize>,
+    g: &Packed,
+    u: &Packed,
+    activation: Activation,
+    inner: &TilesMut<'_>,
+) {
+    let m = left.rows;
+    let tiles = tiles_for(m);
+    let few = m <= 2 * BLOCK;
+    scratch::with(2 * BLOCK * PANEL, |buffer| {
+        let (gate, up) = buffer.split_at_mut(BLOCK * PANEL);
+        for panel in panels {
+            for start in (0..m).step_by(BLOCK) {
+                let height = (m - start).min(BLOCK);
+                for (w, to) in [(g, &mut *gate), (u, &mut *up)] {
+                    let block = Block {
+                        left: left.block(start),
+                        steps: left.steps,
+                        right: w.panel(panel).cast(),
+                        both: height > TILE,
+                        prefetch: few && start == 0,
+                    };
+                    // SAFETY: the caller's promise; `to` is a whole block.
+                    unsafe { block.multiply(&tiles, to.as_mut_ptr(), PANEL, false) };
+                }
+                let (gate, up) = (&mut gate[..height * PANEL], &up[..height * PANEL]);
+                gate_in_place(Isa::Amx, activation, gate, up);
+                // SAFETY: the caller's promise.
+                unsafe { inner.round_step(start, panel, gate) };
+            }
+        }
+    });
+}
+
+/// Tiles for `m` rows: one block alone has tiles as high as there are rows.
+fn tiles_for(m: usize) -> Tiles {
+    if m <= BLOCK { Tiles::rows(m.min(TILE), m.saturating_sub(TILE)) } else { Tiles::rows(TILE, TILE) }
+}
+
 /// All rows of `left` times some panels, into rows `first ..` of `y` (its start and the distance of its rows, which is the
 /// number of columns).
 ///
@@ -169,9 +269,7 @@ unsafe fn rows_by_panels(
     mut right: impl FnMut(usize) -> *const u32,
 ) {
     let m = left.rows;
-    // One block alone has tiles as high as there are rows.
-    let tiles =
-        if m <= BLOCK { Tiles::rows(m.min(TILE), m.saturating_sub(TILE)) } else { Tiles::rows(TILE, TILE) };
+    let tiles = tiles_for(m);
     let few = m <= 2 * BLOCK;
     for panel in panels {
         let right = right(panel);

@@ -27,6 +27,11 @@ impl Buffer {
         Self { memory: take(len), len }
     }
 
+    /// `given`, or where that is empty `len` values of its own.
+    pub(crate) fn or<'a>(&'a mut self, given: &'a mut [f32], len: usize) -> &'a mut [f32] {
+        if given.is_empty() { self.sized(len) } else { given }
+    }
+
     /// Makes it `len` long; its content is lost.
     pub(crate) fn sized(&mut self, len: usize) -> &mut [f32] {
         if self.memory.len() < len {

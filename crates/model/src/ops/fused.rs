@@ -3,12 +3,16 @@
 //! [`Activations`] holds everything in between. A pass without gradients reuses one for all blocks; training keeps one a
 //! block, or (recompute) only the block's input, and runs the forward again before the backward.
 
+use std::ops::Range;
+
 use mixse_kernels::{
     Accumulate::{Add, Overwrite},
     Activation as KernelActivation, Angles, AttentionGradients, Coverage, Direction, KvPoolMut,
     Lora as KernelLora, LoraGradients, Packed, PagedSegment, Ranks, Segment, add_into, attention,
-    attention_backward, attention_paged, gated, gated_backward, lora_backward, lora_forward, matmul,
-    matmul_transposed, rms_norm, rms_norm_backward, rope, store_paged, sum,
+    attention_backward, attention_paged, gated, gated_backward, gated_mlp, lora_backward, lora_forward,
+    matmul, matmul_transposed,
+    pool::{self, for_row_blocks},
+    rms_norm, rms_norm_backward, rope, rope_rows, store_paged, sum,
 };
 
 use super::{
@@ -130,20 +134,31 @@ impl FusedBlock {
         self.norm_backward(x, &self.weights.attention_norm, dh, dx);
     }
 
-    /// `y = W x + bias + Σ_i gate_i s_i B_i A_i x`. The residual stream is added to the finished sum, not the other way
-    /// round: it can be a thousand times larger than the terms, and each addition would round them to its own grid.
-    fn project(&self, module: Module, x: &[f32], lora: &mut Lora<'_>, y: &mut [f32]) {
-        let weight = self.packed(module);
-        let rows = x.len() / weight.k();
-        matmul(x, rows, weight, y, Overwrite);
+    /// `y = W x + bias + Σ_i gate_i s_i B_i A_i x` for rows `rows` of the pass. The residual stream is added to the finished
+    /// sum, not the other way round: it can be a thousand times larger than the terms, and each addition would round them to
+    /// its own grid.
+    fn project(
+        &self,
+        module: Module,
+        x: &[f32],
+        lora: &Lora<'_>,
+        rows: &Range<usize>,
+        u: &mut [f32],
+        y: &mut [f32],
+    ) {
+        matmul(x, rows.len(), self.packed(module), y, Overwrite);
         if let Some(bias) = &self.weights.biases[module.index()] {
             y.chunks_exact_mut(bias.len())
                 .for_each(|row| row.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
         }
-        lora.forward(module, x, rows, y);
+        lora.forward(module, x, rows, u, y);
     }
 
-    /// The block over `x [rows, d]` into `y`; leaves everything in between in `act`.
+    /// The block over `x [rows, d]` into `y`; leaves everything in between in `act`, or with pages (where no backward
+    /// follows) only what the next operations need.
+    ///
+    /// Rows meet in the attention alone. Before and behind it, blocks of rows go through all operations while their values are
+    /// in a core's cache.
     pub(crate) fn forward(
         &self,
         x: &[f32],
@@ -154,43 +169,68 @@ impl FusedBlock {
         y: &mut [f32],
     ) {
         let (spec, w, rows) = (&self.spec, &self.weights, angles.tokens());
-        let (q_width, kv_width) = (spec.q_width(), spec.kv_width());
+        let (hidden, q_width, kv_width) = (spec.hidden, spec.q_width(), spec.kv_width());
         let shape = &spec.attention;
-        self.attention_norm(x, act.h.sized(rows * spec.hidden));
+        let h = act.h.sized(rows * hidden);
+        self.attention_norm(x, h);
         if let Some(ExpertValues { gate: GateValues::Routed(r, config, sequences), .. }) = &experts {
-            let choices = r.len() / spec.hidden;
+            let choices = r.len() / hidden;
             let decisions = sequences.map_or(rows, |s| s.ragged.segments.len());
             let probabilities = act.probabilities.sized(decisions * choices);
             let gates = act.gates.sized(rows * (choices - usize::from(config.null_expert)));
-            gates::forward(&act.h, r, spec.hidden, config, *sequences, probabilities, gates);
+            gates::forward(h, r, hidden, config, *sequences, probabilities, gates);
         }
         let gate = match experts.map(|e| e.gate) {
             None | Some(GateValues::Full) => None,
             Some(GateValues::Given(gates)) => Some(gates),
             Some(GateValues::Routed(..)) => Some(&act.gates[..]),
         };
-        let mut lora = Lora { experts, gate, u: &mut act.u };
+        let lora = Lora { experts, gate };
+        let each = lora.rows_of_a_block(rows);
+        let [u_q, u_k, u_v, u_o, u_gate, u_up, u_down] = &mut act.u;
+        let factors = |module, buffer| lora.factors(module, rows, buffer);
 
-        let project_heads = |module,
-                             raw: &mut Buffer,
-                             out: &mut Buffer,
-                             width,
+        let norm_width = |norm: &Option<Vec<f32>>, width: usize| norm.as_ref().map_or(0, |_| width);
+        let (q_raw, k_raw) = (norm_width(&w.q_norm, q_width), norm_width(&w.k_norm, kv_width));
+        let h = &*h;
+        for_row_blocks(
+            rows,
+            each,
+            [
+                (act.q_raw.sized(rows * q_raw), q_raw),
+                (act.k_raw.sized(rows * k_raw), k_raw),
+                (act.q.sized(rows * q_width), q_width),
+                (act.k.sized(rows * kv_width), kv_width),
+                (act.v.sized(rows * kv_width), kv_width),
+                factors(Module::Q, u_q),
+                factors(Module::K, u_k),
+                factors(Module::V, u_v),
+            ],
+            |range, [q_raw, k_raw, q, k, v, u_q, u_k, u_v]| {
+                let h = &h[range.start * hidden..range.end * hidden];
+                let heads = |module,
+                             raw: &mut [f32],
+                             out: &mut [f32],
                              norm: &Option<Vec<f32>>,
-                             lora: &mut Lora<'_>| {
-            match norm {
-                Some(weight) => {
-                    self.project(module, &act.h, lora, raw.sized(rows * width));
-                    self.norm(raw, weight, out.sized(rows * width));
-                }
-                None => self.project(module, &act.h, lora, out.sized(rows * width)),
-            }
-            rope(out, width / shape.head_dim, angles, Direction::Forward);
-        };
-        project_heads(Module::Q, &mut act.q_raw, &mut act.q, q_width, &w.q_norm, &mut lora);
-        project_heads(Module::K, &mut act.k_raw, &mut act.k, kv_width, &w.k_norm, &mut lora);
-        self.project(Module::V, &act.h, &mut lora, act.v.sized(rows * kv_width));
+                             u: &mut [f32],
+                             count| {
+                    match norm {
+                        Some(weight) => {
+                            self.project(module, h, &lora, &range, u, raw);
+                            self.norm(raw, weight, out);
+                        }
+                        None => self.project(module, h, &lora, &range, u, out),
+                    }
+                    rope_rows(out, count, angles, range.clone(), Direction::Forward);
+                };
+                heads(Module::Q, q_raw, q, &w.q_norm, u_q, shape.heads);
+                heads(Module::K, k_raw, k, &w.k_norm, u_k, shape.kv_heads);
+                self.project(Module::V, h, &lora, &range, u_v, v);
+            },
+        );
 
         let attended = act.attended.sized(rows * q_width);
+        let keep = matches!(attend, Attend::Whole(_));
         match attend {
             Attend::Whole(segments) => {
                 let lse = act.lse.sized(rows * shape.heads);
@@ -203,28 +243,70 @@ impl FusedBlock {
             }
         }
 
-        let hidden = rows * spec.hidden;
-        match &w.post_attention_norm {
-            None => self.project(Module::O, &act.attended, &mut lora, act.h.sized(hidden)),
-            Some(weight) => {
-                self.project(Module::O, &act.attended, &mut lora, act.o_raw.sized(hidden));
-                self.norm(&act.o_raw, weight, act.h.sized(hidden));
-            }
-        }
-        sum(x, &act.h, act.x2.sized(hidden));
+        let attended = &*attended;
+        let kept = |width: usize| if keep { width } else { 0 };
+        let (o_raw, down_raw) =
+            (norm_width(&w.post_attention_norm, kept(hidden)), norm_width(&w.post_mlp_norm, kept(hidden)));
+        let (x2, inner) = (kept(hidden), kept(spec.inner));
+        // Nothing within the MLP is asked for.
+        let alone = !keep
+            && [Module::Gate, Module::Up, Module::Down]
+                .into_iter()
+                .all(|module| lora.place(module).is_none() && w.biases[module.index()].is_none());
+        for_row_blocks(
+            rows,
+            each,
+            [
+                (act.o_raw.sized(rows * o_raw), o_raw),
+                (act.x2.sized(rows * x2), x2),
+                (act.gate.sized(rows * inner), inner),
+                (act.up.sized(rows * inner), inner),
+                (act.down_raw.sized(rows * down_raw), down_raw),
+                (&mut *y, hidden),
+                factors(Module::O, u_o),
+                factors(Module::Gate, u_gate),
+                factors(Module::Up, u_up),
+                factors(Module::Down, u_down),
+            ],
+            |range, [o_raw, x2, gate, up, down_raw, y, u_o, u_gate, u_up, u_down]| {
+                let (size, inner_size) = (range.len() * hidden, range.len() * spec.inner);
+                let [mut own_raw, mut own_x2, mut own_gate, mut own_up]: [Buffer; 4] = Default::default();
+                let x2 = own_x2.or(x2, size);
+                let mut h = Buffer::new(size);
+                let x = &x[range.start * hidden..range.end * hidden];
+                let attended = &attended[range.start * q_width..range.end * q_width];
+                match &w.post_attention_norm {
+                    None => self.project(Module::O, attended, &lora, &range, u_o, &mut h),
+                    Some(weight) => {
+                        let o_raw = own_raw.or(o_raw, size);
+                        self.project(Module::O, attended, &lora, &range, u_o, o_raw);
+                        self.norm(o_raw, weight, &mut h);
+                    }
+                }
+                sum(x, &h, x2);
 
-        self.norm(&act.x2, &w.mlp_norm, act.h.sized(rows * spec.hidden));
-        self.project(Module::Gate, &act.h, &mut lora, act.gate.sized(rows * spec.inner));
-        self.project(Module::Up, &act.h, &mut lora, act.up.sized(rows * spec.inner));
-        gated(&act.gate, &act.up, self.activation(), act.inner.sized(rows * spec.inner));
-        match &w.post_mlp_norm {
-            None => self.project(Module::Down, &act.inner, &mut lora, act.h.sized(hidden)),
-            Some(weight) => {
-                self.project(Module::Down, &act.inner, &mut lora, act.down_raw.sized(hidden));
-                self.norm(&act.down_raw, weight, act.h.sized(hidden));
-            }
-        }
-        sum(&act.x2, &act.h, y);
+                self.norm(x2, &w.mlp_norm, &mut h);
+                if alone && w.post_mlp_norm.is_none() {
+                    let mlp = [Module::Gate, Module::Up, Module::Down].map(|module| self.packed(module));
+                    gated_mlp(&h, range.len(), mlp, self.activation(), y);
+                    return add_into(x2, y);
+                }
+                let (gate, up) = (own_gate.or(gate, inner_size), own_up.or(up, inner_size));
+                self.project(Module::Gate, &h, &lora, &range, u_gate, gate);
+                self.project(Module::Up, &h, &lora, &range, u_up, up);
+                let mut inner = Buffer::new(inner_size);
+                gated(gate, up, self.activation(), &mut inner);
+                match &w.post_mlp_norm {
+                    None => self.project(Module::Down, &inner, &lora, &range, u_down, &mut h),
+                    Some(weight) => {
+                        let down_raw = own_raw.or(down_raw, size);
+                        self.project(Module::Down, &inner, &lora, &range, u_down, down_raw);
+                        self.norm(down_raw, weight, &mut h);
+                    }
+                }
+                sum(x2, &h, y);
+            },
+        );
     }
 
     /// Backward of [`FusedBlock::forward`] over whole sequences: from `dy` to `dx` (overwritten) and the gradients in
@@ -365,26 +447,50 @@ pub(crate) struct ExpertGrads {
 /// The experts' part of the projections of a forward pass.
 struct Lora<'a> {
     experts: Option<ExpertValues<'a>>,
+    /// `[rows, experts]` of the whole pass.
     gate: Option<&'a [f32]>,
-    u: &'a mut [Buffer; 7],
 }
 
-impl Lora<'_> {
-    fn forward(&mut self, module: Module, x: &[f32], rows: usize, y: &mut [f32]) {
-        let Some(experts) = &self.experts else { return };
-        let Some(place) = &experts.layout.modules[module.index()] else { return };
-        let u = self.u[module.index()].sized(rows * place.total_rank());
+/// Rows that go through a block's operations together: enough for each weight that is read, and few enough for a core's cache.
+const BLOCK_ROWS: usize = 256;
+
+impl<'a> Lora<'a> {
+    fn place(&self, module: Module) -> Option<(&ExpertValues<'a>, &'a ModuleLayout)> {
+        let experts = self.experts.as_ref()?;
+        Some((experts, experts.layout.modules[module.index()].as_ref()?))
+    }
+
+    /// Rows that go through the block's operations together. Fewer than some for each thread stay together, and the threads
+    /// divide each product; so do all where a mask is drawn for the whole pass.
+    fn rows_of_a_block(&self, rows: usize) -> usize {
+        let threads = pool::threads();
+        if rows < threads * BLOCK_ROWS || self.experts.is_some_and(|experts| experts.dropout.is_some()) {
+            return rows.max(1);
+        }
+        rows.div_ceil(rows.div_ceil(BLOCK_ROWS).next_multiple_of(threads)).next_multiple_of(32)
+    }
+
+    /// Room for A x of a module, and its width.
+    fn factors<'u>(&self, module: Module, rows: usize, u: &'u mut Buffer) -> (&'u mut [f32], usize) {
+        let rank = self.place(module).map_or(0, |(_, place)| place.total_rank());
+        (u.sized(rows * rank), rank)
+    }
+
+    /// Adds the experts of a module for rows `rows` of the pass, whose inputs are `x`.
+    fn forward(&self, module: Module, x: &[f32], rows: &Range<usize>, u: &mut [f32], y: &mut [f32]) {
+        let Some((experts, place)) = self.place(module) else { return };
         let ranks = ranks(place);
         let thinned = experts.dropout.map(|dropout| {
             let mut thinned = Buffer::new(x.len());
             dropout.thin(module, x, &mut thinned);
             thinned
         });
+        let count = place.ranks.len();
         lora_forward(
             kernel_lora(place, experts.params, &ranks),
             thinned.as_deref().unwrap_or(x),
-            rows,
-            self.gate,
+            rows.len(),
+            self.gate.map(|gate| &gate[rows.start * count..rows.end * count]),
             Coverage::Selected,
             u,
             y,

@@ -24,6 +24,63 @@ impl LeftTiles<'_> {
     }
 }
 
+/// [`LeftTiles`] that are being written, step by step.
+pub(crate) struct TilesMut<'a> {
+    values: Parts<'a, u16>,
+    rows: usize,
+    steps: usize,
+}
+
+impl<'a> TilesMut<'a> {
+    /// Rounds `x`, `[up to 32 rows from start][32]`, into step `step` of these rows.
+    ///
+    /// # Safety
+    /// Nobody else uses this step of these rows now.
+    pub(crate) unsafe fn round_step(&self, start: usize, step: usize, x: &[f32]) {
+        debug_assert!(start.is_multiple_of(TILE) && start + x.len() / STEP <= self.rows && step < self.steps);
+        for (tile, x) in x.chunks(TILE * STEP).enumerate() {
+            let at = ((start / TILE + tile) * self.steps + step) * TILE * STEP;
+            // SAFETY: the caller's promise.
+            let to = unsafe { self.values.get(at..at + TILE * STEP) };
+            round_tile(x, to);
+        }
+    }
+
+    /// To be read, now that every step is written.
+    pub(crate) fn finished(&self) -> LeftTiles<'_> {
+        // SAFETY: it is called when the loops that write are over, and what it returns borrows `self`.
+        let values = unsafe { self.values.get(0..self.rows.div_ceil(TILE) * TILE * self.steps * STEP) };
+        LeftTiles { values, rows: self.rows, steps: self.steps }
+    }
+}
+
+/// Calls `body` with room for `rows` rows of `steps` steps.
+pub(crate) fn with_tiles<T>(rows: usize, steps: usize, body: impl FnOnce(&TilesMut<'_>) -> T) -> T {
+    let size = rows.div_ceil(TILE) * TILE * steps * STEP;
+    scratch::with(size / 2, |buffer| {
+        // SAFETY: any bits are valid as either type, and u16 needs no more alignment than f32.
+        let values = unsafe { std::slice::from_raw_parts_mut(buffer.as_mut_ptr().cast::<u16>(), size) };
+        body(&TilesMut { values: Parts::new(values), rows, steps })
+    })
+}
+
+/// Up to 16 rows of 32 values into a tile; rows that are not there become 0.
+fn round_tile(x: &[f32], to: &mut [u16]) {
+    if x.len() < to.len() {
+        to.fill(0);
+    }
+    for (row, x) in x.chunks_exact(STEP).enumerate() {
+        if has_bf16() {
+            // SAFETY: the processor has the instructions; `to` is one step of 16 rows.
+            unsafe { round_row(x, row, to) };
+        } else {
+            for (to, x) in to[row * STEP..].iter_mut().zip(x) {
+                *to = bf16::from_f32(*x).to_bits();
+            }
+        }
+    }
+}
+
 /// Makes [`LeftTiles`].
 pub(crate) struct Rounded;
 
