@@ -32,7 +32,7 @@ mod vexp;
 
 pub use adamw::{AdamW, adamw};
 pub use attention::{
-    AttentionGradients, AttentionShape, KvPool, KvPoolMut, PagedSegment, Segment, attention,
+    AttentionGradients, AttentionShape, KvPool, KvPoolMut, KvStorage, PagedSegment, Segment, attention,
     attention_backward, attention_paged, store_paged,
 };
 pub use gemm::{Accumulate, View, gemm, matmul, matmul_transposed};

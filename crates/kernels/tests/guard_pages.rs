@@ -132,8 +132,18 @@ fn experts() {
 #[test]
 fn attentions() {
     guarded(|slice| {
-        for (heads, kv_heads, head_dim, window) in [(1, 1, 1, None), (3, 1, 17, None), (4, 2, 16, Some(9))] {
-            let shape = AttentionShape { heads, kv_heads, head_dim, scale: 0.5, window, softcap: None };
+        for (heads, kv_heads, head_dim, window) in
+            [(1, 1, 1, None), (3, 1, 17, None), (4, 2, 16, Some(9)), (3, 1, 32, None), (2, 2, 32, Some(9))]
+        {
+            let shape = AttentionShape {
+                heads,
+                kv_heads,
+                head_dim,
+                scale: 0.5,
+                window,
+                softcap: None,
+                bf16: head_dim == 32,
+            };
             for len in [1, 15, 65, 100] {
                 let (q, kv) = (len * heads * head_dim, len * kv_heads * head_dim);
                 let (queries, keys, vals) = (slice(q), slice(kv), slice(kv));
@@ -152,9 +162,18 @@ fn attentions() {
                 let pages: Vec<u32> = (0..len as u32).collect();
                 let new = [PagedSegment { q_start: 0, q_len: len, kv_len: len, pages: &pages }];
                 let (mut k, mut v) = (slice(kv), slice(kv));
-                let mut pool = KvPoolMut { k: &mut k, v: &mut v, page_tokens: 1 };
+                let mut pool = KvPoolMut { k: &mut k, v: &mut v, page_tokens: 1, storage: KvStorage::F32 };
                 store_paged((&keys, &vals), &new, &mut pool, shape);
                 attention_paged(&queries, &new, pool.shared(), shape, &mut out);
+                // Pages of whole tiles, which may be pairs of bf16.
+                let storage = shape.kv_storage();
+                let pages: Vec<u32> = (0..len.div_ceil(64) as u32).collect();
+                let size = pages.len() * shape.page_len(64, storage);
+                let (mut tiles_k, mut tiles_v) = (slice(size), slice(size));
+                let new_tiles = [PagedSegment { pages: &pages, ..new[0] }];
+                let mut tiles = KvPoolMut { k: &mut tiles_k, v: &mut tiles_v, page_tokens: 64, storage };
+                store_paged((&keys, &vals), &new_tiles, &mut tiles, shape);
+                attention_paged(&queries, &new_tiles, tiles.shared(), shape, &mut out);
                 // One page that ends with the sequence.
                 let new = [PagedSegment { pages: &[0], ..new[0] }];
                 pool.page_tokens = len;
@@ -165,7 +184,8 @@ fn attentions() {
             let (len, query) = (530, heads * head_dim);
             let (k, v) = (slice(len * kv_heads * head_dim), slice(len * kv_heads * head_dim));
             let new = [PagedSegment { q_start: 0, q_len: 1, kv_len: len, pages: &[0] }];
-            let pool = KvPool { k: &k, v: &v, page_tokens: len };
+            let pool = KvPool { k: &k, v: &v, page_tokens: len, storage: KvStorage::F32 };
+            let shape = AttentionShape { bf16: false, ..shape };
             attention_paged(&slice(query), &new, pool, shape, &mut slice(query));
         }
     });

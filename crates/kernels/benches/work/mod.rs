@@ -63,8 +63,15 @@ fn products(filter: &str, report: &mut Report<'_>) {
 fn attentions(report: &mut Report<'_>) {
     for (m, len, heads, kv_heads, dim) in [(8, 512, 9, 3, 64), (8, 256, 9, 3, 64)] {
         let t = m * len;
-        let shape =
-            AttentionShape { heads, kv_heads, head_dim: dim, scale: 0.125, window: None, softcap: None };
+        let shape = AttentionShape {
+            heads,
+            kv_heads,
+            head_dim: dim,
+            scale: 0.125,
+            window: None,
+            softcap: None,
+            bf16: true,
+        };
         let (q, k, v) = (values(t * heads * dim), values(t * kv_heads * dim), values(t * kv_heads * dim));
         let segments: Vec<Segment> = (0..m).map(|i| Segment { start: i * len, len }).collect();
         let (mut out, mut lse) = (vec![0.0; q.len()], vec![0.0; t * heads]);
@@ -82,10 +89,21 @@ fn attentions(report: &mut Report<'_>) {
     for (rows, len, shared) in
         [(64, 128, 0), (1, 128, 0), (1, 4096, 0), (16, 1152, 0), (16, 1152, 1024), (64, 1152, 1024)]
     {
-        let shape =
-            AttentionShape { heads: 9, kv_heads: 3, head_dim: 64, scale: 0.125, window: None, softcap: None };
+        let shape = AttentionShape {
+            heads: 9,
+            kv_heads: 3,
+            head_dim: 64,
+            scale: 0.125,
+            window: None,
+            softcap: None,
+            bf16: true,
+        };
         let pages_each = len / 64;
-        let (k, v) = (values(rows * len * 192), values(rows * len * 192));
+        // The bits of f32 values are fine numbers as pairs of bf16 too, once their lower halves are cleared.
+        let clear = |values: Vec<f32>| {
+            values.into_iter().map(|x| f32::from_bits(x.to_bits() & 0xffff_0000)).collect()
+        };
+        let (k, v): (Vec<f32>, Vec<f32>) = (clear(values(rows * len * 192)), clear(values(rows * len * 192)));
         let pages: Vec<Vec<u32>> = (0..rows)
             .map(|r| {
                 (0..pages_each).map(|p| if p < shared / 64 { p } else { r * pages_each + p } as u32).collect()
@@ -95,7 +113,7 @@ fn attentions(report: &mut Report<'_>) {
             (0..rows).map(|r| PagedSegment { q_start: r, q_len: 1, kv_len: len, pages: &pages[r] }).collect();
         let q = values(rows * 576);
         let mut out = q.clone();
-        let pool = KvPool { k: &k, v: &v, page_tokens: 64 };
+        let pool = KvPool { k: &k, v: &v, page_tokens: 64, storage: shape.kv_storage() };
         let flops = (4 * rows * len * 576) as f64;
         report(
             &format!("attention paged {rows} rows of {len}, {shared} shared"),

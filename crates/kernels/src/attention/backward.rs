@@ -1,6 +1,8 @@
 //! Attention backward: the weights are computed again from the queries, keys and the forward pass's `lse`.
 
 use super::{AttentionShape, Block, Segment, TILE, gather, transpose_tiles};
+#[cfg(target_arch = "x86_64")]
+use super::{KvStorage, rounded};
 use crate::gemm::Matrix;
 use crate::isa::{self, Isa, multiversion};
 use crate::lanes::dot;
@@ -36,6 +38,7 @@ pub fn attention_backward(
 ) {
     shape.check();
     let tokens = lse.len() / shape.heads;
+    let isa = isa::active();
     let (q_len, kv_len) = (tokens * shape.q_width(), tokens * shape.kv_width());
     let AttentionGradients { dq, dk, dv } = gradients;
     assert!(
@@ -47,7 +50,24 @@ pub fn attention_backward(
         "k, v, dk and dv are [{tokens}, kv_heads * dim]"
     );
     assert!(segments.iter().all(|s| s.start + s.len <= tokens), "segments are inside of {tokens} tokens");
-    let operands = Operands { isa: isa::active(), shape: &shape, q, k, v, out, dout, lse };
+    // The forward pass's weights are those of rounded operands.
+    #[cfg(target_arch = "x86_64")]
+    if shape.kv_storage() == KvStorage::Bf16 {
+        return scratch::with(q_len + 2 * kv_len, |buffer| {
+            let (rounded_q, buffer) = buffer.split_at_mut(q_len);
+            let (rounded_k, rounded_v) = buffer.split_at_mut(kv_len);
+            for (from, to) in [(q, &mut *rounded_q), (k, &mut *rounded_k), (v, &mut *rounded_v)] {
+                pool::for_each_chunk(to, 4096, |i, to| {
+                    rounded::round_values(isa, &from[i * 4096..][..to.len()], to)
+                });
+            }
+            let gradients = AttentionGradients { dq, dk, dv };
+            let shape = AttentionShape { bf16: false, ..shape };
+            let operands = (&*rounded_q, &*rounded_k, &*rounded_v);
+            attention_backward(operands, (out, dout, lse), segments, shape, gradients);
+        });
+    }
+    let operands = Operands { isa, shape: &shape, q, k, v, out, dout, lse };
     let (dq, dk, dv) = (Parts::new(dq), Parts::new(dk), Parts::new(dv));
     // Longest first. One task has all queries of a head of keys, so that its sums have one order.
     let mut order: Vec<usize> = (0..segments.len()).collect();

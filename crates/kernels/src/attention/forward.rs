@@ -3,8 +3,11 @@
 use std::ops::Range;
 
 use super::jobs::{Jobs, Queries, blocks, shared_blocks};
+#[cfg(target_arch = "x86_64")]
+use super::rounded;
 use super::{
-    AttentionShape, Block, KvPool, KvPoolMut, PagedSegment, Run, SPAN, Segment, TILE, gather, transpose_tiles,
+    AttentionShape, Block, KvPool, KvPoolMut, KvStorage, PagedSegment, Run, SPAN, Segment, TILE, gather,
+    transpose_tiles,
 };
 use crate::gemm::{Matrix, transpose_with};
 use crate::isa::{self, Isa, multiversion};
@@ -12,6 +15,9 @@ use crate::lanes::{map_sum, max};
 use crate::pool::{self, Parts};
 use crate::scratch;
 use crate::vexp::{exp, tanh};
+
+/// Rows of an AMX tile.
+const TILE_ROWS: usize = 16;
 
 /// Attention of sequences that lie one after another.
 ///
@@ -47,6 +53,10 @@ pub fn attention(
         total += segment.len.div_ceil(TILE);
     }
     let isa = isa::active();
+    #[cfg(target_arch = "x86_64")]
+    if shape.kv_storage() == KvStorage::Bf16 {
+        return rounded_attention((q, k, v), segments, (&tiles, total), &shape, &jobs, out, lse);
+    }
     scratch::with(total * width * TILE, |keys| {
         // A segment's tiles of one head stand together.
         let parts = Parts::new(keys);
@@ -63,7 +73,7 @@ pub fn attention(
             transpose_tiles(isa, &k[start * width..(start + len) * width], width, kv_head, dim, to);
         });
         let keys = &*keys;
-        run(&shape, q, &jobs, out, Some(lse), &|segment, range, kv_head, use_run| {
+        run(&shape, KvStorage::F32, q, &jobs, out, Some(lse), &|segment, range, kv_head, use_run| {
             let at = (segments[segment].start + range.start) * width + kv_head * dim;
             let tile = &keys[head(segment, kv_head)][range.start / TILE * dim * TILE..];
             use_run(Run {
@@ -71,6 +81,53 @@ pub fn attention(
                 k_row: TILE,
                 v: v[at..].as_ptr(),
                 v_row: width,
+                len: range.len(),
+            });
+        });
+    });
+}
+
+/// [`attention`] with keys and values as pairs of bf16: each head of a segment has pages of one tile.
+#[cfg(target_arch = "x86_64")]
+fn rounded_attention(
+    (q, k, v): (&[f32], &[f32], &[f32]),
+    segments: &[Segment],
+    (tiles, total): (&[usize], usize),
+    shape: &AttentionShape,
+    jobs: &Jobs,
+    out: &mut [f32],
+    lse: &mut [f32],
+) {
+    let (dim, width) = (shape.head_dim, shape.kv_width());
+    let page = dim / 2 * TILE;
+    let first = |segment: usize, kv_head: usize| {
+        let count = segments[segment].len.div_ceil(TILE);
+        (tiles[segment] * shape.kv_heads + kv_head * count) * page
+    };
+    scratch::with(2 * total * shape.kv_heads * page, |buffer| {
+        let (keys, values) = buffer.split_at_mut(total * shape.kv_heads * page);
+        let (key_parts, value_parts) = (Parts::new(keys), Parts::new(values));
+        pool::parallel_for(segments.len() * shape.kv_heads, |task| {
+            let (segment, kv_head) = (task / shape.kv_heads, task % shape.kv_heads);
+            let Segment { start, len } = segments[segment];
+            for tile in 0..len.div_ceil(TILE) {
+                let at = first(segment, kv_head) + tile * page;
+                let from = (start + tile * TILE) * width + kv_head * dim;
+                let count = (len - tile * TILE).min(TILE);
+                // SAFETY: each segment, head and tile has its own part.
+                let (keys, values) =
+                    unsafe { (key_parts.get(at..at + page), value_parts.get(at..at + page)) };
+                rounded::store((&k[from..], &v[from..], width), dim, (0, count, TILE), keys, values);
+            }
+        });
+        let (keys, values) = (&*keys, &*values);
+        run(shape, KvStorage::Bf16, q, jobs, out, Some(lse), &|segment, range, kv_head, use_run| {
+            let at = first(segment, kv_head) + range.start / TILE * page;
+            use_run(Run {
+                k: keys[at..].as_ptr(),
+                k_row: TILE,
+                v: values[at..].as_ptr(),
+                v_row: dim,
                 len: range.len(),
             });
         });
@@ -92,15 +149,25 @@ pub fn store_paged(
     assert!(page > 0 && pool.k.len() == pool.v.len(), "k and v are pages of {page} tokens");
     assert!(k.len() == v.len() && k.len().is_multiple_of(width), "k and v are [tokens, kv_heads * dim]");
     for segment in segments {
-        segment.check(k.len() / width, &shape, page, pool.k.len());
+        segment.check(k.len() / width, &shape, (page, pool.storage), pool.k.len());
     }
-    let (keys, values) = (Parts::new(pool.k), Parts::new(pool.v));
+    let (storage, keys, values) = (pool.storage, Parts::new(&mut *pool.k), Parts::new(&mut *pool.v));
+    let len_of_head = shape.page_len(page, storage) / shape.kv_heads;
     pool::parallel_for(shape.kv_heads, |head| {
         for segment in segments {
             let mut row = segment.q_start;
             for (index, slot, len) in segment.runs(segment.kv_len - segment.q_len..segment.kv_len, page) {
                 let from = row * width + head * dim;
-                let at = (index * shape.kv_heads + head) * dim * page;
+                let at = (index * shape.kv_heads + head) * len_of_head;
+                #[cfg(target_arch = "x86_64")]
+                if storage == KvStorage::Bf16 {
+                    // SAFETY: each head has its own part of every page.
+                    let (keys, values) =
+                        unsafe { (keys.get(at..at + len_of_head), values.get(at..at + len_of_head)) };
+                    rounded::store((&k[from..], &v[from..], width), dim, (slot, len, page), keys, values);
+                    row += len;
+                    continue;
+                }
                 // SAFETY: each head has its own part of every page. `len` rows of `dim` elements begin at `from`; `to` is
                 // [dim, page], of which columns `slot .. slot + len` exist.
                 unsafe {
@@ -142,18 +209,25 @@ pub fn attention_paged(
     );
     let (dim, page) = (shape.head_dim, pool.page_tokens);
     assert!(page > 0 && pool.k.len() == pool.v.len(), "k and v are pages of {page} tokens");
+    assert!(
+        pool.storage == KvStorage::F32 || (shape.kv_storage() == pool.storage && page.is_multiple_of(TILE)),
+        "pages of bf16 hold whole tiles, and the instruction set has these"
+    );
     let tokens = q.len() / shape.q_width();
     for segment in segments {
-        segment.check(tokens, &shape, page, pool.k.len());
+        segment.check(tokens, &shape, (page, pool.storage), pool.k.len());
     }
     let jobs = shared_blocks(&shape, segments, page, pool::threads());
-    run(&shape, q, &jobs, out, None, &|segment, keys, kv_head, use_run| {
+    let len_of_head = shape.page_len(page, pool.storage) / shape.kv_heads;
+    // Values of a token, or half of them where a row has pairs of tokens.
+    let value_row = len_of_head / page;
+    run(&shape, pool.storage, q, &jobs, out, None, &|segment, keys, kv_head, use_run| {
         for (page_index, slot, len) in segments[segment].runs(keys, page) {
-            let start = (page_index * shape.kv_heads + kv_head) * dim * page;
+            let start = (page_index * shape.kv_heads + kv_head) * len_of_head;
             use_run(Run {
                 k: pool.k[start + slot..].as_ptr(),
                 k_row: page,
-                v: pool.v[start + slot * dim..].as_ptr(),
+                v: pool.v[start + slot * value_row..].as_ptr(),
                 v_row: dim,
                 len,
             });
@@ -164,13 +238,14 @@ pub fn attention_paged(
 /// All blocks and heads of keys in parallel.
 fn run(
     shape: &AttentionShape,
+    storage: KvStorage,
     q: &[f32],
     jobs: &Jobs,
     out: &mut [f32],
     lse: Option<&mut [f32]>,
     runs: &Runs<'_>,
 ) {
-    let work = Work { isa: isa::active(), shape, q, jobs, runs };
+    let work = Work { isa: isa::active(), shape, storage, q, jobs, runs };
     let ends = Ends { out: Parts::new(out), lse: lse.map(Parts::new) };
     // The last blocks of a sequence see the most keys: begin with them.
     let place = |task: usize| (jobs.blocks.len() - 1 - task / shape.kv_heads, task % shape.kv_heads);
@@ -230,6 +305,7 @@ type Runs<'a> = dyn Fn(usize, Range<usize>, usize, &mut dyn FnMut(Run)) + Sync +
 struct Work<'a> {
     isa: Isa,
     shape: &'a AttentionShape,
+    storage: KvStorage,
     q: &'a [f32],
     jobs: &'a Jobs,
     runs: &'a Runs<'a>,
@@ -245,8 +321,14 @@ impl Work<'_> {
         self.members(block).iter().map(|queries| queries.rows.len() * self.shape.group()).sum()
     }
 
+    /// Rows of the buffers of a block: tiles write whole tiles of many rows, also behind the last one.
+    fn room(&self, block: usize) -> usize {
+        let rows = self.rows(block);
+        if self.storage == KvStorage::Bf16 { rows + TILE_ROWS } else { rows }
+    }
+
     fn softmax_len(&self, block: usize) -> usize {
-        self.rows(block) * (self.shape.head_dim + 2)
+        self.room(block) * (self.shape.head_dim + 2)
     }
 
     /// The spans that some query of the block sees. There is at least one.
@@ -260,18 +342,23 @@ impl Work<'_> {
 
     /// The softmax of a block's queries over the tiles of one span.
     fn span(&self, block: usize, kv_head: usize, span: usize, softmax: &mut Softmax<'_>) {
-        let Self { isa, shape, .. } = *self;
+        let Self { isa, shape, storage, .. } = *self;
         let (members, shared) = (self.members(block), self.jobs.blocks[block].shared);
         let (group, dim, rows) = (shape.group(), shape.head_dim, self.rows(block));
         let (first, last) = (span * SPAN, (span + 1) * SPAN);
-        scratch::with(rows * (dim + TILE), |buffer| {
+        // Tiles read keys from a tile's first on.
+        let from = |keys: &Range<usize>| match storage {
+            KvStorage::F32 => keys.clone(),
+            KvStorage::Bf16 => keys.start / TILE * TILE..keys.end,
+        };
+        scratch::with(rows * dim + self.room(block) * TILE, |buffer| {
             let (queries, scores) = buffer.split_at_mut(rows * dim);
             let mut to = &mut *queries;
             for member in members {
                 let part = to.split_off_mut(..member.rows.len() * group * dim).expect("as counted");
                 gather(self.q, shape, member.rows.clone(), kv_head, part);
             }
-            let mut block = Rows { isa, shape, queries, scores, softmax };
+            let mut block = Rows { isa, shape, storage, queries, scores, softmax };
             if let [one, ..] = members {
                 let start = |member: &Queries| shape.tiles(&member.positions).start;
                 let start = members.iter().map(start).min().unwrap_or(0);
@@ -280,7 +367,7 @@ impl Work<'_> {
                     let keys = members.iter().map(seen).min().unwrap_or(0)..(tile + 1) * TILE;
                     if !keys.is_empty() {
                         block.tile(members, 0, keys.clone(), |use_run| {
-                            (self.runs)(one.segment, keys.clone(), kv_head, use_run);
+                            (self.runs)(one.segment, from(&keys), kv_head, use_run);
                         });
                     }
                 }
@@ -291,7 +378,7 @@ impl Work<'_> {
                 for tile in tiles.start.max(shared).max(first)..tiles.end.min(last) {
                     let keys = shape.tile_keys(&member.positions, tile);
                     block.tile(std::slice::from_ref(member), row, keys.clone(), |use_run| {
-                        (self.runs)(member.segment, keys.clone(), kv_head, use_run);
+                        (self.runs)(member.segment, from(&keys), kv_head, use_run);
                     });
                 }
                 row += member.rows.len() * group;
@@ -395,6 +482,7 @@ fn join_body<const FMA: bool>((sums, state): (&mut [f32], &mut [f32]), later: (&
 struct Rows<'a, 'b> {
     isa: Isa,
     shape: &'a AttentionShape,
+    storage: KvStorage,
     /// `[rows, dim]`
     queries: &'a [f32],
     /// `[rows, TILE]`
@@ -415,18 +503,30 @@ impl Rows<'_, '_> {
         let (isa, dim, group) = (self.isa, self.shape.head_dim, self.shape.group());
         let rows = members.iter().map(|member| member.positions.len() * group).sum::<usize>();
         let queries = &self.queries[start * dim..][..rows * dim];
-        let sums = &mut self.softmax.sums[start * dim..][..rows * dim];
-        let scores = &mut self.scores[start * TILE..][..rows * TILE];
+        let sums = &mut self.softmax.sums[start * dim..];
+        let scores = &mut self.scores[start * TILE..];
         let states = &mut self.softmax.state[2 * start..][..2 * rows];
         let first = keys.start % TILE;
         debug_assert!(first + keys.len() <= TILE);
         let mut col = first;
-        runs(&mut |run| {
-            let queries = Block { isa, a: queries, a_row: dim, a_col: 1, depth: dim };
-            let out = Matrix { start: scores[col..].as_mut_ptr(), row: TILE, rows, cols: run.len };
-            // SAFETY: a run's keys are `dim` rows of `len` columns; `scores` is [rows, TILE].
-            unsafe { queries.times(run.k, run.k_row, out, false) };
-            col += run.len;
+        runs(&mut |run| match self.storage {
+            KvStorage::F32 => {
+                let queries = Block { isa, a: queries, a_row: dim, a_col: 1, depth: dim };
+                let out = Matrix { start: scores[col..].as_mut_ptr(), row: TILE, rows, cols: run.len };
+                // SAFETY: a run's keys are `dim` rows of `len` columns; `scores` is [rows, TILE].
+                unsafe { queries.times(run.k, run.k_row, out, false) };
+                col += run.len;
+            }
+            #[cfg(target_arch = "x86_64")]
+            KvStorage::Bf16 => rounded::with_queries(queries, rows, dim, |queries| {
+                debug_assert!(
+                    scores.len() >= rows.next_multiple_of(TILE_ROWS) * TILE || rows <= 2 * TILE_ROWS
+                );
+                // SAFETY: bf16 is stored where tiles are usable; a run is one tile; `scores` has room behind its rows.
+                unsafe { rounded::scores(queries, (run.k, run.k_row), scores.as_mut_ptr()) };
+            }),
+            #[cfg(not(target_arch = "x86_64"))]
+            KvStorage::Bf16 => {}
         });
         let positions = members.iter().flat_map(|member| member.positions.clone());
         let mut states = states.chunks_exact_mut(2);
@@ -447,13 +547,20 @@ impl Rows<'_, '_> {
             }
         }
         let mut col = first;
-        let scores = &*scores;
-        runs(&mut |run| {
-            let weights = Block { isa, a: &scores[col..], a_row: TILE, a_col: 1, depth: run.len };
-            let out = Matrix { start: sums.as_mut_ptr(), row: dim, rows, cols: dim };
-            // SAFETY: a run holds `len` rows of `dim` elements; `sums` is [rows, dim].
-            unsafe { weights.times(run.v, run.v_row, out, true) };
-            col += run.len;
+        let scores = &scores[..rows * TILE];
+        runs(&mut |run| match self.storage {
+            KvStorage::F32 => {
+                let weights = Block { isa, a: &scores[col..], a_row: TILE, a_col: 1, depth: run.len };
+                let out = Matrix { start: sums.as_mut_ptr(), row: dim, rows, cols: dim };
+                // SAFETY: a run holds `len` rows of `dim` elements; `sums` is [rows, dim].
+                unsafe { weights.times(run.v, run.v_row, out, true) };
+                col += run.len;
+            }
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above; weights of keys that are not seen are 0, and their values numbers.
+            KvStorage::Bf16 => unsafe { rounded::add_values(scores, run.v, sums.as_mut_ptr(), dim) },
+            #[cfg(not(target_arch = "x86_64"))]
+            KvStorage::Bf16 => {}
         });
     }
 }

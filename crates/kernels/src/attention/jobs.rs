@@ -124,8 +124,15 @@ mod tests {
 
     /// (Segments, shared tiles) of each block, with at most 4 queries a block.
     fn check(segments: &[(&[u32], usize, usize)], expected: &[(&[usize], usize)]) {
-        let shape =
-            AttentionShape { heads: 16, kv_heads: 1, head_dim: 8, scale: 1.0, window: None, softcap: None };
+        let shape = AttentionShape {
+            heads: 16,
+            kv_heads: 1,
+            head_dim: 8,
+            scale: 1.0,
+            window: None,
+            softcap: None,
+            bf16: false,
+        };
         let mut at = 0;
         let segments: Vec<PagedSegment<'_>> = segments
             .iter()

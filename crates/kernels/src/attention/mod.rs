@@ -13,6 +13,8 @@
 mod backward;
 mod forward;
 mod jobs;
+#[cfg(target_arch = "x86_64")]
+mod rounded;
 #[cfg(test)]
 mod tests;
 
@@ -23,7 +25,7 @@ use std::ops::Range;
 
 use crate::gemm::left::Strided;
 use crate::gemm::{Matrix, strided, transpose_with};
-use crate::isa::Isa;
+use crate::isa::{self, Isa};
 
 /// Keys in a tile.
 pub(crate) const TILE: usize = 64;
@@ -57,15 +59,28 @@ pub struct PagedSegment<'a> {
     pub pages: &'a [u32],
 }
 
+/// How keys and values are kept, and with that how they are multiplied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum KvStorage {
+    /// As given.
+    #[default]
+    F32,
+    /// Rounded to bf16, in pairs that AMX tiles read. Queries and the softmax's weights are rounded too; sums are f32.
+    Bf16,
+}
+
 /// Keys and values of many sequences; [`store_paged`] puts them there.
 #[derive(Clone, Copy, Debug)]
 pub struct KvPool<'a> {
-    /// Keys, `[page][kv_heads][head_dim][page_tokens]`.
+    /// Keys, `[page][kv_heads][head_dim][page_tokens]`; of bf16 `[page][kv_heads][head_dim / 2][page_tokens]` pairs along the
+    /// head, each in the place of one f32.
     pub k: &'a [f32],
-    /// Values, `[page][kv_heads][page_tokens][head_dim]`.
+    /// Values, `[page][kv_heads][page_tokens][head_dim]`; of bf16 `[page][kv_heads][page_tokens / 2][head_dim]` pairs of tokens.
     pub v: &'a [f32],
-    /// Tokens of a page.
+    /// Tokens of a page; of bf16 a multiple of 64.
     pub page_tokens: usize,
+    /// Which of the two; as [`AttentionShape::kv_storage`] said when the pool was made.
+    pub storage: KvStorage,
 }
 
 /// A [`KvPool`] that is written to.
@@ -75,25 +90,33 @@ pub struct KvPoolMut<'a> {
     pub k: &'a mut [f32],
     /// As in [`KvPool`].
     pub v: &'a mut [f32],
-    /// Tokens of a page.
+    /// As in [`KvPool`].
     pub page_tokens: usize,
+    /// As in [`KvPool`].
+    pub storage: KvStorage,
 }
 
 impl KvPoolMut<'_> {
     /// The same for reading.
     pub fn shared(&self) -> KvPool<'_> {
-        KvPool { k: self.k, v: self.v, page_tokens: self.page_tokens }
+        KvPool { k: self.k, v: self.v, page_tokens: self.page_tokens, storage: self.storage }
     }
 }
 
 impl PagedSegment<'_> {
     /// Fails where the segment is outside of `tokens` rows, or of a pool of `len` elements.
-    fn check(&self, tokens: usize, shape: &AttentionShape, page_tokens: usize, len: usize) {
+    fn check(
+        &self,
+        tokens: usize,
+        shape: &AttentionShape,
+        (page_tokens, storage): (usize, KvStorage),
+        len: usize,
+    ) {
         assert!(self.q_len <= self.kv_len, "new tokens are part of the sequence");
         assert!(self.q_start + self.q_len <= tokens, "the new tokens are inside of {tokens} rows");
         assert!(self.pages.len() * page_tokens >= self.kv_len, "the pages hold the sequence");
         let pages = self.pages.iter().max().map_or(0, |&last| last as usize + 1);
-        assert!(pages * page_tokens * shape.kv_width() <= len, "page {pages} is in the pool");
+        assert!(pages * shape.page_len(page_tokens, storage) <= len, "page {pages} is in the pool");
     }
 
     /// Cuts positions where pages end: (page, first slot in it, tokens).
@@ -128,6 +151,8 @@ pub struct AttentionShape {
     pub window: Option<usize>,
     /// `cap · tanh(score / cap)` on the scaled scores.
     pub softcap: Option<f32>,
+    /// Queries, keys, values and weights may be rounded to bf16.
+    pub bf16: bool,
 }
 
 impl AttentionShape {
@@ -144,6 +169,24 @@ impl AttentionShape {
     /// Width of a row of k and v.
     fn kv_width(&self) -> usize {
         self.kv_heads * self.head_dim
+    }
+
+    /// How keys and values are kept and multiplied with the instruction set in use: tiles need heads of whole steps.
+    pub fn kv_storage(&self) -> KvStorage {
+        if self.bf16 && self.head_dim.is_multiple_of(32) && isa::active() == Isa::Amx {
+            KvStorage::Bf16
+        } else {
+            KvStorage::F32
+        }
+    }
+
+    /// Elements of a page of keys (and of one of values).
+    pub fn page_len(&self, page_tokens: usize, storage: KvStorage) -> usize {
+        let len = page_tokens * self.kv_width();
+        match storage {
+            KvStorage::F32 => len,
+            KvStorage::Bf16 => len / 2,
+        }
     }
 
     fn check(&self) {
@@ -181,7 +224,7 @@ impl AttentionShape {
 /// Consecutive tokens of one head's keys and values.
 #[derive(Clone, Copy)]
 struct Run {
-    /// Keys, transposed.
+    /// Keys, transposed. (Of bf16, both begin at the tile, and hold pairs in the places of f32.)
     k: *const f32,
     /// Distance of two rows of `k`.
     k_row: usize,

@@ -7,7 +7,7 @@
 
 pub(crate) mod left;
 mod right;
-pub(crate) mod tiles;
+mod tiles;
 
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid_count, _xgetbv};
@@ -234,6 +234,7 @@ unsafe fn gated_panels(
                         left: left.block(start),
                         steps: left.steps,
                         right: w.panel(panel).cast(),
+                        right_row: PANEL,
                         both: height > TILE,
                         prefetch: few && start == 0,
                     };
@@ -281,6 +282,7 @@ unsafe fn rows_by_panels(
                 left: left.block(start),
                 steps: left.steps,
                 right,
+                right_row: PANEL,
                 both: height > TILE,
                 prefetch: few && start == 0,
             };
@@ -311,6 +313,37 @@ unsafe fn rows_by_panels(
 /// A block of sums, for blocks that are cut off by the end of the output.
 #[repr(C, align(64))]
 struct Sums([f32; BLOCK * PANEL]);
+
+/// `out (+)= left · right` on the calling thread, for a right matrix that is not a weight: `[steps · 16]` rows of `cols` pairs,
+/// `right_row` apart; `cols` is a multiple of 32.
+///
+/// # Safety
+/// Tiles are usable; the operands have these sizes; `out` has the rows of `left` (more than 32 rounded up to 16), `out_row`
+/// apart, and nobody else uses them now.
+pub(crate) unsafe fn times(
+    left: LeftTiles<'_>,
+    (right, right_row): (*const u32, usize),
+    cols: usize,
+    (out, out_row): (*mut f32, usize),
+    add: bool,
+) {
+    debug_assert!(cols.is_multiple_of(PANEL), "whole panels");
+    let tiles = tiles_for(left.rows);
+    for start in (0..left.rows).step_by(BLOCK) {
+        for col in (0..cols).step_by(PANEL) {
+            let block = Block {
+                left: left.block(start),
+                steps: left.steps,
+                right: right.wrapping_add(col),
+                right_row,
+                both: left.rows - start > TILE,
+                prefetch: false,
+            };
+            // SAFETY: the caller's promise.
+            unsafe { block.multiply(&tiles, out.wrapping_add(start * out_row + col), out_row, add) };
+        }
+    }
+}
 
 /// Bf16 operations of `rounds` steps of a block whose operands are in tiles already: the most that they can do.
 pub(crate) fn tile_flops(rounds: usize) -> usize {

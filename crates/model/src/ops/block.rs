@@ -95,6 +95,7 @@ impl BlockSpec {
                 scale: config.attention_scale as f32,
                 window: own.window,
                 softcap: config.attention_softcap.map(|c| c as f32),
+                bf16: false,
             },
             eps: config.norm_eps as f32,
             plus_one: config.norm_plus_one,

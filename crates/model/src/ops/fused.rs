@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use mixse_kernels::{
     Accumulate::{Add, Overwrite},
-    Activation as KernelActivation, Angles, AttentionGradients, Coverage, Direction, KvPoolMut,
+    Activation as KernelActivation, Angles, AttentionGradients, Coverage, Direction, KvPoolMut, KvStorage,
     Lora as KernelLora, LoraGradients, Packed, PagedSegment, Ranks, Segment, add_into, attention,
     attention_backward, attention_paged, gated, gated_backward, gated_mlp, lora_backward, lora_forward,
     matmul, matmul_transposed,
@@ -237,7 +237,8 @@ impl FusedBlock {
                 attention((&act.q, &act.k, &act.v), segments, *shape, attended, lse);
             }
             Attend::Paged { segments, page_tokens, keys, values } => {
-                let mut pool = KvPoolMut { k: keys, v: values, page_tokens };
+                let storage = KvStorage::F32;
+                let mut pool = KvPoolMut { k: keys, v: values, page_tokens, storage };
                 store_paged((&act.k, &act.v), segments, &mut pool, *shape);
                 attention_paged(&act.q, segments, pool.shared(), *shape, attended);
             }

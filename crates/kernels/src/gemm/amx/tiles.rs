@@ -3,8 +3,6 @@
 use std::arch::asm;
 use std::marker::PhantomData;
 
-use crate::gemm::tile::PANEL;
-
 /// Rows of a tile.
 pub(crate) const TILE: usize = 16;
 
@@ -67,8 +65,10 @@ pub(crate) struct Block {
     pub(crate) left: *const u16,
     /// Steps of 32 values of k.
     pub(crate) steps: usize,
-    /// `[steps][16][32]` pairs.
+    /// `[steps][16]` rows of 32 pairs.
     pub(crate) right: *const u32,
+    /// Distance of these rows; [`PANEL`] in a packed panel.
+    pub(crate) right_row: usize,
     /// There are lower rows.
     pub(crate) both: bool,
     /// Ask for the right matrix's bytes ahead: it comes from memory and is used once.
@@ -90,14 +90,15 @@ macro_rules! multiply {
             $($product,)*
             "add {top}, 1024",
             "add {bottom}, 1024",
-            "add {right}, 2048",
+            "add {right}, {right_step}",
             "dec {steps}",
             "jnz 2b",
             top = inout(reg) $block.left => _,
             bottom = inout(reg) $block.left.wrapping_add($block.steps * TILE * STEP) => _,
             left_row = in(reg) 2 * STEP,
             right = inout(reg) $block.right => _,
-            right_row = in(reg) 4 * PANEL,
+            right_row = in(reg) 4 * $block.right_row,
+            right_step = in(reg) 4 * TILE * $block.right_row,
             steps = inout(reg) $block.steps => _,
             options(nostack, readonly),
         )
