@@ -21,6 +21,7 @@ pub use crate::ops::{
 };
 use crate::{
     Error, Result,
+    backend::cpu::block::{Activations, Attend, ExpertValues, FusedBlock, GateValues},
     cache::{self, KvCache, PAGE_TOKENS, PagedCache, PagedParts, SequenceId},
     config::ModelConfig,
     memory,
@@ -29,7 +30,6 @@ use crate::{
         AnyDevice,
         block::{BlockExperts, BlockSpec, BlockWeights, FrozenWeight, Gate, Holding, hold},
         dropout::BlockDropout,
-        fused::{Activations, Attend, ExpertValues, FusedBlock, GateValues},
         gates,
         head::{FusedLoss, Head},
         portable, values,

@@ -4,6 +4,7 @@
 //! Start reading at [`config`] (what a model is), then [`decoder`] (the forward pass) and [`language`] (what the
 //! other crates ask of a model).
 
+mod backend;
 pub mod cache;
 mod chat;
 pub mod config;

@@ -1,6 +1,6 @@
 //! How much a training pass keeps for its backward, and giving memory back.
 
-use crate::{config::ModelConfig, ops::buffer};
+use crate::{backend::cpu::buffer, config::ModelConfig};
 
 /// Gives memory that is only kept for being used again back to the system: between tasks, or after a model was loaded.
 pub fn release() {

@@ -14,9 +14,10 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use mixse_kernels::{AttentionShape, Packed, RmsNorm, Segment, Storage};
 
-use super::{dropout::BlockDropout, gates::Sequences, own_blocks};
+use super::{dropout::BlockDropout, gates::Sequences};
 use crate::{
     Result,
+    backend::cpu::own_blocks,
     config::{Activation, ModelConfig},
     decoder::Precision,
     expert::Module,

@@ -12,10 +12,10 @@ use super::{
     argument,
     block::{BlockExperts, Gate, Ragged},
     dropout::{BlockDropout, Dropout},
-    fused::{Activations, Attend, ExpertGrads, ExpertValues, FusedBlock, GateValues},
     values,
 };
 use crate::{
+    backend::cpu::block::{Activations, Attend, ExpertGrads, ExpertValues, FusedBlock, GateValues},
     expert_set::BlockLayout,
     router::{GateConfig, Granularity},
 };

@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex};
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor, bail};
 
-use super::{argument, block::Ragged, fused::FusedBlock, gates};
+use super::{argument, block::Ragged, gates};
+use crate::backend::cpu::block::FusedBlock;
 use crate::router::{GateConfig, Granularity, Router};
 
 /// A scalar, from the block's input `x [rows, d]` and the router's R `[choices, d]` for the block with this index.

@@ -7,14 +7,11 @@
 
 pub(crate) mod block;
 pub(crate) mod block_op;
-pub(crate) mod buffer;
 pub(crate) mod domain_loss;
 pub(crate) mod dropout;
 pub(crate) mod frozen;
-pub(crate) mod fused;
 pub(crate) mod gates;
 pub(crate) mod head;
-mod own_blocks;
 pub(crate) mod portable;
 
 use std::{cell::Cell, ops::Deref, ops::Range};

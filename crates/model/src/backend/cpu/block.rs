@@ -11,16 +11,16 @@ use mixse_kernels::{
     matmul_transposed, rms_norm, rms_norm_backward, rope, store_paged, sum,
 };
 
-use super::{
-    block::{BlockSpec, BlockWeights, FrozenWeight},
-    buffer::Buffer,
-    dropout::BlockDropout,
-    gates::{self, Sequences},
-};
+use super::buffer::Buffer;
 use crate::{
     config::Activation,
     expert::Module,
     expert_set::{BlockLayout, ModuleLayout},
+    ops::{
+        block::{BlockSpec, BlockWeights, FrozenWeight},
+        dropout::BlockDropout,
+        gates::{self, Sequences},
+    },
     router::GateConfig,
 };
 

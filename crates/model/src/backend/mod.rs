@@ -1,0 +1,3 @@
+//! Where a decoder's arithmetic runs.
+
+pub(crate) mod cpu;
