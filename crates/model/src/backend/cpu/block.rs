@@ -11,16 +11,16 @@ use mixse_kernels::{
     matmul_transposed, rms_norm, rms_norm_backward, rope, store_paged, sum,
 };
 
-use super::buffer::Buffer;
+use super::{buffer::Buffer, gates};
 use crate::{
-    config::Activation,
-    expert::Module,
-    expert_set::{BlockLayout, ModuleLayout},
-    ops::{
-        block::{BlockSpec, BlockWeights, FrozenWeight},
+    backend::{
+        Sequences,
         dropout::BlockDropout,
-        gates::{self, Sequences},
+        spec::{BlockSpec, BlockWeights},
     },
+    config::Activation,
+    expert::{Module, PerModule},
+    expert_set::{BlockLayout, ModuleLayout},
     router::GateConfig,
 };
 
@@ -76,7 +76,7 @@ pub(crate) struct Activations {
     /// act(gate) ⊙ up; scratch, recomputed by the backward.
     inner: Buffer,
     /// A x of every module, `[rows, R]`.
-    u: [Buffer; 7],
+    u: PerModule<Buffer>,
     /// The router's softmax `[rows or sequences, choices]` and the gates `[rows, experts]`.
     pub(crate) probabilities: Buffer,
     pub(crate) gates: Buffer,
@@ -94,15 +94,12 @@ impl Activations {
 #[derive(Debug)]
 pub(crate) struct FusedBlock {
     pub(crate) spec: BlockSpec,
-    pub(crate) weights: BlockWeights,
+    pub(crate) weights: BlockWeights<Packed>,
 }
 
 impl FusedBlock {
     fn packed(&self, module: Module) -> &Packed {
-        match &self.weights.projections[module.index()] {
-            FrozenWeight::Packed(packed) => packed,
-            FrozenWeight::Tensor(_) => unreachable!("a fused block is loaded with packed weights"),
-        }
+        &self.weights.projections[module].weight
     }
 
     fn activation(&self) -> KernelActivation {
@@ -136,7 +133,7 @@ impl FusedBlock {
         let weight = self.packed(module);
         let rows = x.len() / weight.k();
         matmul(x, rows, weight, y, Overwrite);
-        if let Some(bias) = &self.weights.biases[module.index()] {
+        if let Some(bias) = &self.weights.projections[module].bias {
             y.chunks_exact_mut(bias.len())
                 .for_each(|row| row.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
         }
@@ -162,7 +159,8 @@ impl FusedBlock {
             let decisions = sequences.map_or(rows, |s| s.ragged.segments.len());
             let probabilities = act.probabilities.sized(decisions * choices);
             let gates = act.gates.sized(rows * (choices - usize::from(config.null_expert)));
-            gates::forward(&act.h, r, spec.hidden, config, *sequences, probabilities, gates);
+            let map = gates::Map { r, bias: None, d: spec.hidden, config: *config };
+            gates::forward(&act.h, map, *sequences, probabilities, gates);
         }
         let gate = match experts.map(|e| e.gate) {
             None | Some(GateValues::Full) => None,
@@ -238,7 +236,7 @@ impl FusedBlock {
         act: &mut Activations,
         dy: &[f32],
         dx: &mut [f32],
-        grads: &mut ExpertGrads,
+        grads: &mut ExpertGrads<'_>,
     ) {
         let (spec, w, rows) = (&self.spec, &self.weights, angles.tokens());
         let (hidden, q_width, kv_width) = (rows * spec.hidden, rows * spec.q_width(), rows * spec.kv_width());
@@ -316,17 +314,10 @@ impl FusedBlock {
         if let (Some(ExpertValues { gate: GateValues::Routed(r, config, sequences), .. }), Some(d_gates)) =
             (&experts, &grads.gates)
         {
-            gates::backward(
-                d_gates,
-                &act.h,
-                r,
-                spec.hidden,
-                config,
-                *sequences,
-                &act.probabilities,
-                &mut d_h,
-                grads.router.as_deref_mut(),
-            );
+            let map = gates::Map { r, bias: None, d: spec.hidden, config: *config };
+            let router = grads.router.as_deref_mut();
+            let gradients = gates::MapGradients { dh: Some(&mut d_h), dr: router, db: None };
+            gates::backward(d_gates, &act.h, map, *sequences, &act.probabilities, gradients);
         }
         self.attention_norm_backward(x, &d_h, &mut d_hidden);
         add_into(&d_hidden, dx);
@@ -342,7 +333,7 @@ impl FusedBlock {
         add: bool,
         back: &LoraBack<'_>,
         dx: &mut [f32],
-        grads: &mut ExpertGrads,
+        grads: &mut ExpertGrads<'_>,
     ) {
         let weight = self.packed(module);
         let rows = x.len() / weight.k();
@@ -351,29 +342,29 @@ impl FusedBlock {
     }
 }
 
-/// Gradients of the experts and of the router's decision in one block.
+/// Gradients of the experts and of the router's decision in one block, each added to; `None`: not wanted.
 #[derive(Debug, Default)]
-pub(crate) struct ExpertGrads {
-    /// Of the block's flat factors; `None`: not wanted.
-    pub(crate) params: Option<Vec<f32>>,
-    /// Of the gates `[rows, experts]`; `None`: not wanted.
-    pub(crate) gates: Option<Vec<f32>>,
-    /// Of R `[choices, d]`; `None`: not wanted.
-    pub(crate) router: Option<Vec<f32>>,
+pub(crate) struct ExpertGrads<'a> {
+    /// Of the block's flat factors.
+    pub(crate) params: Option<&'a mut [f32]>,
+    /// Of the gates `[rows, experts]`.
+    pub(crate) gates: Option<&'a mut [f32]>,
+    /// Of R `[choices, d]`.
+    pub(crate) router: Option<&'a mut [f32]>,
 }
 
 /// The experts' part of the projections of a forward pass.
 struct Lora<'a> {
     experts: Option<ExpertValues<'a>>,
     gate: Option<&'a [f32]>,
-    u: &'a mut [Buffer; 7],
+    u: &'a mut PerModule<Buffer>,
 }
 
 impl Lora<'_> {
     fn forward(&mut self, module: Module, x: &[f32], rows: usize, y: &mut [f32]) {
         let Some(experts) = &self.experts else { return };
-        let Some(place) = &experts.layout.modules[module.index()] else { return };
-        let u = self.u[module.index()].sized(rows * place.total_rank());
+        let Some(place) = &experts.layout.modules[module] else { return };
+        let u = self.u[module].sized(rows * place.total_rank());
         let ranks = ranks(place);
         let thinned = experts.dropout.map(|dropout| {
             let mut thinned = Buffer::new(x.len());
@@ -396,7 +387,7 @@ impl Lora<'_> {
 struct LoraBack<'a> {
     experts: Option<ExpertValues<'a>>,
     gate: Option<&'a [f32]>,
-    u: &'a [Buffer; 7],
+    u: &'a PerModule<Buffer>,
 }
 
 impl LoraBack<'_> {
@@ -407,12 +398,12 @@ impl LoraBack<'_> {
         x: &[f32],
         rows: usize,
         dx: &mut [f32],
-        grads: &mut ExpertGrads,
+        grads: &mut ExpertGrads<'_>,
     ) {
         let Some(experts) = &self.experts else { return };
-        let Some(place) = &experts.layout.modules[module.index()] else { return };
+        let Some(place) = &experts.layout.modules[module] else { return };
         let (da, dbt) = grads.params.as_deref_mut().map(|flat| place.factors_mut(flat)).unzip();
-        let u = &self.u[module.index()];
+        let u = &self.u[module];
         let ranks = ranks(place);
         let lora = kernel_lora(place, experts.params, &ranks);
         let dgate = grads.gates.as_deref_mut();
