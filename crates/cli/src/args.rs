@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use mixse_model::decoder::Precision;
+use mixse_model::engine::Precision;
 
 use crate::{
     config::{Config, Device, Method, Preset, Threads, parse_name},
@@ -72,10 +72,10 @@ pub(crate) struct ComputeFlags {
     /// Number of threads, or `all`; results do not depend on it.
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<Threads>,
-    /// Where tensors live; another device than cpu needs a build for it (see `mixse doctor`).
+    /// Where the model is held and computes; so far cpu alone.
     #[arg(long, value_enum)]
     pub(crate) device: Option<Device>,
-    /// How frozen weights are kept: f32, bf16, int8 or int4. Other devices than cpu have f32, and bf16 as rounded f32.
+    /// How frozen weights are kept: f32, bf16, int8 or int4.
     #[arg(long, value_name = "KIND", value_parser = parse_name::<Precision>)]
     pub(crate) precision: Option<Precision>,
 }

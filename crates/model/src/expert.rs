@@ -4,6 +4,8 @@
 //! directories (see [`crate::peft`]); for a forward pass, experts are laid side by side in an
 //! [`ExpertSet`](crate::expert_set::ExpertSet).
 
+use std::ops::{Index, IndexMut};
+
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result, config::ModelConfig};
@@ -81,6 +83,61 @@ impl Module {
             Module::Gate | Module::Up => (d, m),
             Module::Down => (m, d),
         }
+    }
+}
+
+/// One value for each linear module of a block, in the order of [`Module::ALL`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct PerModule<T>(Vec<T>);
+
+impl<T> PerModule<T> {
+    /// Makes them in order.
+    pub fn from_fn(make: impl FnMut(Module) -> T) -> Self {
+        Self(Module::ALL.into_iter().map(make).collect())
+    }
+
+    /// As [`PerModule::from_fn`], where making one can fail.
+    pub(crate) fn try_from_fn(make: impl FnMut(Module) -> Result<T>) -> Result<Self> {
+        Ok(Self(Module::ALL.into_iter().map(make).collect::<Result<_>>()?))
+    }
+
+    /// The values in order.
+    pub fn iter(&self) -> std::slice::Iter<'_, T> {
+        self.0.iter()
+    }
+
+    /// The values in order, to be changed.
+    pub(crate) fn iter_mut(&mut self) -> std::slice::IterMut<'_, T> {
+        self.0.iter_mut()
+    }
+}
+
+impl<T: Default> Default for PerModule<T> {
+    fn default() -> Self {
+        Self::from_fn(|_| T::default())
+    }
+}
+
+impl<T> Index<Module> for PerModule<T> {
+    type Output = T;
+
+    fn index(&self, module: Module) -> &T {
+        &self.0[module.index()]
+    }
+}
+
+impl<T> IndexMut<Module> for PerModule<T> {
+    fn index_mut(&mut self, module: Module) -> &mut T {
+        &mut self.0[module.index()]
+    }
+}
+
+impl<'a, T> IntoIterator for &'a PerModule<T> {
+    type Item = &'a T;
+    type IntoIter = std::slice::Iter<'a, T>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
     }
 }
 

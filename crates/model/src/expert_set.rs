@@ -2,19 +2,17 @@
 //!
 //! All adapters of one module act as one narrow product: `u = x Aᵀ` with the rows of every expert's A one after another,
 //! then `y += (u ⊙ c) Bᵀ` with the columns of every expert's B, where `c` repeats each expert's gate times its scaling over
-//! its rank. One flat tensor a block holds every factor of the block: it is the unit that training differentiates.
+//! its rank. One flat array a block holds every factor of the block: it is the unit that training differentiates.
 
 use std::sync::Arc;
-
-use candle_core::{Device, Tensor, Var};
 
 use crate::{
     Error, Result,
     config::ModelConfig,
-    expert::{Expert, Factors, Module},
+    expert::{Expert, Factors, Module, PerModule},
 };
 
-/// Where one module's factors lie in a block's flat tensor, and how the experts share its rows.
+/// Where one module's factors lie in a block's flat array, and how the experts share its rows.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModuleLayout {
     /// Inputs of the module.
@@ -53,12 +51,12 @@ impl ModuleLayout {
     }
 }
 
-/// The layout of one block's flat tensor.
+/// The layout of one block's flat array.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BlockLayout {
-    /// By [`Module::index`]; `None`: no expert adapts the module.
-    pub modules: [Option<ModuleLayout>; 7],
-    /// Length of the flat tensor.
+    /// `None`: no expert adapts the module.
+    pub modules: PerModule<Option<ModuleLayout>>,
+    /// Length of the flat array.
     pub len: usize,
 }
 
@@ -69,16 +67,16 @@ pub struct ExpertSet {
     pub names: Vec<String>,
     /// One layout a block.
     pub layouts: Vec<Arc<BlockLayout>>,
-    /// One flat tensor a block, `[layout.len]`.
-    pub params: Vec<Tensor>,
+    /// One flat array a block, `[layout.len]`, shared with whoever computes with it on the host.
+    pub params: Vec<Arc<Vec<f32>>>,
 }
 
 impl ExpertSet {
-    /// Lays `experts` side by side, in the order given, on `device`.
+    /// Lays `experts` side by side, in the order given.
     ///
     /// # Errors
     /// An expert that was made for another base.
-    pub fn new(experts: &[Expert], model: &ModelConfig, device: &Device) -> Result<Self> {
+    pub fn new(experts: &[Expert], model: &ModelConfig) -> Result<Self> {
         if experts.is_empty() {
             return Err(Error::Unsupported("a mixture needs at least one expert".into()));
         }
@@ -105,7 +103,7 @@ impl ExpertSet {
                     row += r;
                 }
             }
-            params.push(Tensor::from_vec(flat, layout.len, device)?);
+            params.push(Arc::new(flat));
             layouts.push(Arc::new(layout));
         }
         Ok(Self { names: experts.iter().map(|e| e.name.clone()).collect(), layouts, params })
@@ -121,18 +119,10 @@ impl ExpertSet {
         self.names.is_empty()
     }
 
-    /// The same experts with trainable parameters, and the variables behind them, one a block.
-    pub fn trainable(&self) -> Result<(Self, Vec<Var>)> {
-        let vars = self.params.iter().map(Var::from_tensor).collect::<candle_core::Result<Vec<_>>>()?;
-        let params = vars.iter().map(|v| v.as_tensor().clone()).collect();
-        Ok((Self { params, ..self.clone() }, vars))
-    }
-
     /// Expert `index` taken out again, with the values the set holds now. `like` gives its configuration.
-    pub fn extract(&self, index: usize, like: &Expert) -> Result<Expert> {
+    pub fn extract(&self, index: usize, like: &Expert) -> Expert {
         let mut blocks = Vec::with_capacity(self.params.len());
         for (layout, params) in self.layouts.iter().zip(&self.params) {
-            let flat = params.to_device(&Device::Cpu)?.to_vec1::<f32>()?;
             let mut modules = [const { None }; 7];
             for (slot, place) in modules.iter_mut().zip(&layout.modules) {
                 let Some(place) = place else { continue };
@@ -141,25 +131,25 @@ impl ExpertSet {
                     continue;
                 }
                 let row: usize = place.ranks[..index].iter().sum();
-                let bt = place.bt(&flat);
+                let bt = place.bt(params);
                 let mut b = vec![0.0; n * r];
                 for j in 0..r {
                     for i in 0..n {
                         b[i * r + j] = bt[(row + j) * n + i];
                     }
                 }
-                let a = place.a(&flat)[row * k..(row + r) * k].to_vec();
+                let a = place.a(params)[row * k..(row + r) * k].to_vec();
                 *slot = Some(Factors { rank: r, scale: place.scales[index], a, b });
             }
             blocks.push(modules);
         }
-        Ok(Expert { name: self.names[index].clone(), config: like.config.clone(), blocks })
+        Expert { name: self.names[index].clone(), config: like.config.clone(), blocks }
     }
 }
 
 fn block_layout(experts: &[Expert], model: &ModelConfig, block: usize) -> BlockLayout {
     let mut len = 0;
-    let modules = Module::ALL.map(|module| {
+    let modules = PerModule::from_fn(|module| {
         let factors = || experts.iter().map(|e| e.blocks[block][module.index()].as_ref());
         let ranks: Vec<usize> = factors().map(|f| f.map_or(0, |f| f.rank)).collect();
         let total: usize = ranks.iter().sum();

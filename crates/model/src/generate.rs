@@ -5,23 +5,13 @@
 
 mod batch;
 
-use std::{
-    collections::HashMap,
-    ops::ControlFlow,
-    sync::atomic::{AtomicU32, Ordering},
-};
-
-use mixse_kernels::{
-    loss::{argmax, log_softmax_at},
-    pool,
-};
+use std::{collections::HashMap, ops::ControlFlow};
 
 pub use batch::{Batch, Event};
 
 use crate::{
     Error, Result,
-    cache::SequenceId,
-    decoder::{Decoder, Session},
+    engine::{Ask, Engine, SequenceId, Session, Target, TokenScore},
     language::{Completion, LanguageModel, Request, Score, ScoreRequest},
     mixture::Mixture,
     tokenizer::Tokenizer,
@@ -46,7 +36,7 @@ impl Default for BatchLimits {
 #[derive(Debug, Clone, Copy)]
 pub struct Runner<'a> {
     /// The base.
-    pub decoder: &'a Decoder,
+    pub engine: &'a Engine,
     /// Its tokenizer.
     pub tokenizer: &'a Tokenizer,
     /// Experts and their routing.
@@ -57,8 +47,8 @@ pub struct Runner<'a> {
 
 impl<'a> Runner<'a> {
     /// A runner with the default limits.
-    pub fn new(decoder: &'a Decoder, tokenizer: &'a Tokenizer, mixture: Option<&'a Mixture>) -> Self {
-        Self { decoder, tokenizer, mixture, limits: BatchLimits::default() }
+    pub fn new(engine: &'a Engine, tokenizer: &'a Tokenizer, mixture: Option<&'a Mixture>) -> Self {
+        Self { engine, tokenizer, mixture, limits: BatchLimits::default() }
     }
 
     /// The router looks at whole prompts, so each is computed by itself and in one piece.
@@ -83,38 +73,37 @@ impl<'a> Runner<'a> {
     }
 }
 
-/// Shared prefixes that have been computed, by the prefix's address and the number of its tokens in use.
-struct Prefixes {
-    sequences: HashMap<(*const u32, usize), (SequenceId, usize)>,
+/// Shared prefixes and, once they have been computed, their sequences.
+struct Prefixes<'r> {
+    sequences: HashMap<&'r [u32], (SequenceId, usize)>,
 }
 
-impl Prefixes {
-    /// `uses`: how often each prefix will be asked for; it is forgotten after the last time.
-    fn new(keys: impl Iterator<Item = (*const u32, usize)>, session: &mut Session<'_>) -> Self {
+impl<'r> Prefixes<'r> {
+    /// `prefixes` holds each as often as it will be asked for; it is forgotten after the last time.
+    fn new(prefixes: impl Iterator<Item = &'r [u32]>, session: &mut dyn Session) -> Self {
         let mut sequences = HashMap::new();
-        for key in keys {
-            sequences.entry(key).or_insert_with(|| (session.start(), 0)).1 += 1;
+        for prefix in prefixes {
+            sequences.entry(prefix).or_insert_with(|| (session.start(), 0)).1 += 1;
         }
         Self { sequences }
     }
 
     /// A new sequence that starts with `prefix`.
-    fn fork(&mut self, prefix: &[u32], session: &mut Session<'_>, limits: BatchLimits) -> Result<SequenceId> {
-        let key = (prefix.as_ptr(), prefix.len());
-        let Some((id, uses)) = self.sequences.get_mut(&key) else {
+    fn fork(&mut self, prefix: &[u32], session: &mut dyn Session, limits: BatchLimits) -> Result<SequenceId> {
+        let Some((id, uses)) = self.sequences.get_mut(prefix) else {
             return Err(Error::Unsupported("a prefix was asked for more often than announced".into()));
         };
         if session.len(*id) == 0 {
             for piece in prefix.chunks(limits.tokens.max(1)) {
-                session.step(&[(*id, piece)])?;
+                session.step(&[(*id, piece)], &Ask::default())?;
             }
         }
         *uses -= 1;
         if *uses > 0 {
-            return Ok(session.fork(*id));
+            return session.fork(*id);
         }
         let id = *id;
-        self.sequences.remove(&key);
+        self.sequences.remove(prefix);
         Ok(id)
     }
 }
@@ -130,7 +119,7 @@ impl LanguageModel for Runner<'_> {
     }
 
     fn context_length(&self) -> usize {
-        self.decoder.config.context_length
+        self.engine.config.context_length
     }
 
     fn generate(
@@ -141,13 +130,10 @@ impl LanguageModel for Runner<'_> {
         for (index, request) in requests.iter().enumerate() {
             self.check_length(index, request.prefix.len() + request.prompt.len())?;
         }
-        let mut batch: Batch<'_, &Request> = Batch::new(*self);
-        let key = |r: &Request| {
-            let (prefix, _) = split(&r.prefix, &r.prompt);
-            (prefix.as_ptr(), prefix.len())
-        };
+        let mut batch: Batch<'_, &Request> = Batch::new(*self)?;
         let shared = if self.needs_whole_prompts() { &[] } else { requests };
-        let mut prefixes = Prefixes::new(shared.iter().map(key), &mut batch.session);
+        let prefixes = shared.iter().map(|r| split(&r.prefix, &r.prompt).0);
+        let mut prefixes = Prefixes::new(prefixes, &mut *batch.session);
         let mut waiting = requests.iter().enumerate();
         loop {
             while batch.len() < self.limits.rows.max(1)
@@ -158,7 +144,7 @@ impl LanguageModel for Runner<'_> {
                     continue;
                 }
                 let (prefix, prompt) = split(&request.prefix, &request.prompt);
-                let sequence = prefixes.fork(prefix, &mut batch.session, self.limits)?;
+                let sequence = prefixes.fork(prefix, &mut *batch.session, self.limits)?;
                 batch.join(index, request, sequence, prompt);
             }
             if batch.is_empty() {
@@ -189,40 +175,32 @@ impl LanguageModel for Runner<'_> {
         if self.needs_whole_prompts() {
             return self.score_whole(requests, done);
         }
-        let mut session = Session::new(self.decoder, self.mixture);
+        let mut session = self.engine.session(self.mixture)?;
         // Requests that stand next to each other and differ in their continuation only share the context as well.
-        let groups: Vec<&[ScoreRequest]> = requests
-            .chunk_by(|a, b| {
-                std::ptr::eq(a.prefix.as_ptr(), b.prefix.as_ptr())
-                    && a.prefix.len() == b.prefix.len()
-                    && a.context == b.context
-            })
-            .collect();
-        let key = |group: &&[ScoreRequest]| {
-            let (prefix, _) = split(&group[0].prefix, &group[0].context);
-            (prefix.as_ptr(), prefix.len())
-        };
-        let mut prefixes = Prefixes::new(groups.iter().map(key), &mut session);
+        let groups: Vec<&[ScoreRequest]> =
+            requests.chunk_by(|a, b| a.prefix == b.prefix && a.context == b.context).collect();
+        let prefixes = groups.iter().map(|group| split(&group[0].prefix, &group[0].context).0);
+        let mut prefixes = Prefixes::new(prefixes, &mut *session);
         let mut index = 0;
         let mut batch: Vec<ScoreRow> = Vec::new();
         let mut tokens = 0;
         for group in groups {
             let (prefix, context) = split(&group[0].prefix, &group[0].context);
-            let sequence = prefixes.fork(prefix, &mut session, self.limits)?;
+            let sequence = prefixes.fork(prefix, &mut *session, self.limits)?;
             let (last, seen) = (context[context.len() - 1], &context[..context.len() - 1]);
             if group.len() > 1 {
                 for piece in seen.chunks(self.limits.tokens.max(1)) {
-                    session.step(&[(sequence, piece)])?;
+                    session.step(&[(sequence, piece)], &Ask::default())?;
                 }
             }
             for (at, request) in group.iter().enumerate() {
-                let own = if at + 1 < group.len() { session.fork(sequence) } else { sequence };
+                let own = if at + 1 < group.len() { session.fork(sequence)? } else { sequence };
                 let mut ids = if group.len() > 1 { Vec::new() } else { seen.to_vec() };
                 ids.push(last);
                 let first = ids.len() - 1;
                 ids.extend(request.continuation.iter().take(request.continuation.len().saturating_sub(1)));
                 if !batch.is_empty() && tokens + ids.len() > self.limits.tokens {
-                    if self.score_batch(&mut session, &mut batch, requests, done)?.is_break() {
+                    if self.score_batch(&mut *session, &mut batch, requests, done)?.is_break() {
                         return Ok(());
                     }
                     tokens = 0;
@@ -233,7 +211,7 @@ impl LanguageModel for Runner<'_> {
             }
         }
         // A break at the very end has nothing left to stop.
-        let _ = self.score_batch(&mut session, &mut batch, requests, done)?;
+        let _ = self.score_batch(&mut *session, &mut batch, requests, done)?;
         Ok(())
     }
 }
@@ -253,7 +231,7 @@ impl Runner<'_> {
         requests: &[ScoreRequest],
         done: &mut dyn FnMut(usize, Score) -> ControlFlow<()>,
     ) -> Result<()> {
-        let mut session = Session::new(self.decoder, self.mixture);
+        let mut session = self.engine.session(self.mixture)?;
         let mut batch: Vec<ScoreRow> = Vec::new();
         let mut tokens = 0;
         for (index, request) in requests.iter().enumerate() {
@@ -261,7 +239,7 @@ impl Runner<'_> {
             let prompt = ids.len();
             ids.extend(request.continuation.iter().take(request.continuation.len().saturating_sub(1)));
             if !batch.is_empty() && tokens + ids.len() > self.limits.tokens {
-                if self.score_batch(&mut session, &mut batch, requests, done)?.is_break() {
+                if self.score_batch(&mut *session, &mut batch, requests, done)?.is_break() {
                     return Ok(());
                 }
                 tokens = 0;
@@ -271,18 +249,15 @@ impl Runner<'_> {
             session.set_prompt(sequence, prompt);
             batch.push(ScoreRow { index, sequence, ids, first: prompt - 1 });
         }
-        let _ = self.score_batch(&mut session, &mut batch, requests, done)?;
+        let _ = self.score_batch(&mut *session, &mut batch, requests, done)?;
         Ok(())
     }
 }
 
-/// Rows whose logits are held at a time while scoring.
-const SCORE_ROWS: usize = 64;
-
 impl Runner<'_> {
     fn score_batch(
         &self,
-        session: &mut Session<'_>,
+        session: &mut dyn Session,
         batch: &mut Vec<ScoreRow>,
         requests: &[ScoreRequest],
         done: &mut dyn FnMut(usize, Score) -> ControlFlow<()>,
@@ -291,39 +266,24 @@ impl Runner<'_> {
             return Ok(ControlFlow::Continue(()));
         }
         let steps: Vec<(SequenceId, &[u32])> = batch.iter().map(|row| (row.sequence, &row.ids[..])).collect();
-        let hidden = session.step(&steps)?;
-        // (row of the pass, token to score), request after request.
-        let mut wanted = Vec::new();
+        // Request after request.
+        let mut targets = Vec::new();
         let mut start = 0;
         for row in batch.iter() {
             for (i, &token) in requests[row.index].continuation.iter().enumerate() {
-                wanted.push((start + row.first + i, token));
+                targets.push(Target { row: start + row.first + i, token });
             }
             start += row.ids.len();
         }
-        let vocabulary = self.decoder.config.vocab_size;
-        let mut scored = Vec::with_capacity(wanted.len());
-        for chunk in wanted.chunks(SCORE_ROWS) {
-            let rows: Vec<usize> = chunk.iter().map(|w| w.0).collect();
-            let logits = self.decoder.logits(&hidden, &rows)?;
-            let results: Vec<(AtomicU32, AtomicU32)> = chunk.iter().map(|_| Default::default()).collect();
-            pool::parallel_for(chunk.len(), |i| {
-                let logits = &logits[i * vocabulary..(i + 1) * vocabulary];
-                let token = chunk[i].1;
-                results[i].0.store(log_softmax_at(logits, token, None).to_bits(), Ordering::Relaxed);
-                results[i].1.store(u32::from(argmax(logits) == token), Ordering::Relaxed);
-            });
-            scored.extend(
-                results.into_iter().map(|(p, best)| (f32::from_bits(p.into_inner()), best.into_inner() == 1)),
-            );
-        }
-        let mut scored = scored.into_iter();
+        let found = session.step(&steps, &Ask { targets: &targets, ..Ask::default() })?;
+        let mut scored = found.scores.into_iter();
         for row in batch.drain(..) {
             session.release(row.sequence);
-            let own: Vec<(f32, bool)> =
-                scored.by_ref().take(requests[row.index].continuation.len()).collect();
-            let score =
-                Score { token_log_probs: own.iter().map(|s| s.0).collect(), greedy: own.iter().all(|s| s.1) };
+            let own: Vec<TokenScore> = scored.by_ref().take(requests[row.index].continuation.len()).collect();
+            let score = Score {
+                token_log_probs: own.iter().map(|s| s.log_prob).collect(),
+                greedy: own.iter().all(|s| s.greedy),
+            };
             if done(row.index, score).is_break() {
                 return Ok(ControlFlow::Break(()));
             }

@@ -27,7 +27,7 @@ pub enum Sampling {
 /// A prompt to continue.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Request {
-    /// Tokens shared with other requests, computed once and kept (may be empty). Requests share it by holding the same `Arc`.
+    /// Tokens shared with other requests, computed once and kept (may be empty).
     pub prefix: Arc<[u32]>,
     /// The rest of the prompt; `prefix` and `prompt` together are at least one token.
     pub prompt: Vec<u32>,

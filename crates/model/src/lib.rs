@@ -1,13 +1,15 @@
 //! Base models, tokenizers, LoRA experts, the router and everything that runs a forward pass.
 //!
 //! One decoder ([`config::ModelConfig`] configures it) serves training, generation, evaluation and serving.
-//! Start reading at [`config`] (what a model is), then [`decoder`] (the forward pass) and [`language`] (what the
-//! other crates ask of a model).
+//! Start reading at [`config`] (what a model is), then `decoder.rs` (the forward pass) over `backend/mod.rs` (what computes it),
+//! [`engine`] (what other crates know of both) and [`language`] (what they ask of a model that writes).
 
-pub mod cache;
+mod backend;
+mod cache;
 mod chat;
 pub mod config;
-pub mod decoder;
+mod decoder;
+pub mod engine;
 pub mod error;
 pub mod expert;
 pub mod expert_set;
@@ -17,9 +19,10 @@ pub mod generate;
 pub mod language;
 pub mod memory;
 pub mod mixture;
-mod ops;
 pub mod peft;
 pub mod random;
+#[cfg(feature = "reference")]
+mod reference;
 pub mod router;
 pub mod router_files;
 pub mod tokenizer;

@@ -3,7 +3,6 @@
 use sha2::{Digest, Sha256};
 
 use crate::{
-    Result,
     expert_set::ExpertSet,
     router::{Granularity, Router, RouterInput},
 };
@@ -40,22 +39,20 @@ impl Mixture {
     }
 
     /// A short name for everything that the mixture adds to its base: the same values give the same name.
-    pub fn fingerprint(&self) -> Result<String> {
+    pub fn fingerprint(&self) -> String {
         let mut hasher = Sha256::new();
         let router = match &self.routing {
             Routing::Learned(router) => router.weights.iter().chain(&router.bias).collect(),
             _ => Vec::new(),
         };
-        for tensor in self.experts.params.iter().chain(router) {
-            for value in tensor.flatten_all()?.to_vec1::<f32>()? {
-                hasher.update(value.to_le_bytes());
-            }
+        for values in self.experts.params.iter().chain(router) {
+            values.iter().for_each(|value| hasher.update(value.to_le_bytes()));
         }
         match &self.routing {
             Routing::Learned(router) => hasher.update(format!("{:?}", router.config)),
             other => hasher.update(format!("{other:?}")),
         }
-        Ok(hasher.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect())
+        hasher.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// The router decides once a sequence, over its whole prompt: a prompt cannot be computed in parts, nor shared in part.

@@ -3,7 +3,8 @@
 //! `p = softmax((R h + b) / T)`; the `top_k` largest probabilities are kept, the others are zero (Self-MoE, section 2.3).
 //! What `h` is, and how the kept probabilities become gates, is configured by [`RouterConfig`].
 
-use candle_core::{DType, Device, Tensor, Var};
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result, config::ModelConfig};
@@ -143,9 +144,9 @@ pub struct Router {
     /// The experts that its rows stand for, in order.
     pub experts: Vec<String>,
     /// R `[choices, hidden_size]`: one for all blocks, or one a block.
-    pub weights: Vec<Tensor>,
+    pub weights: Vec<Arc<Vec<f32>>>,
     /// b `[choices]`, for [`RouterInput::BaseLast`] only.
-    pub bias: Option<Tensor>,
+    pub bias: Option<Arc<Vec<f32>>>,
 }
 
 impl Router {
@@ -153,20 +154,14 @@ impl Router {
     ///
     /// # Errors
     /// Settings with faults (see [`RouterConfig::faults`]).
-    pub fn init(
-        config: &RouterConfig,
-        experts: &[String],
-        model: &ModelConfig,
-        seed: u64,
-        device: &Device,
-    ) -> Result<Self> {
-        let mut router = Self::zeros(config, experts, model, device)?;
+    pub fn init(config: &RouterConfig, experts: &[String], model: &ModelConfig, seed: u64) -> Result<Self> {
+        let mut router = Self::zeros(config, experts, model)?;
         let bound = 1.0 / (model.hidden_size as f32).sqrt();
         for (map, weight) in router.weights.iter_mut().enumerate() {
-            let values: Vec<f32> = (0..weight.elem_count())
+            let values = (0..weight.len())
                 .map(|i| (crate::random::uniform(seed, map as u64, i as u64) * 2.0 - 1.0) * bound)
                 .collect();
-            *weight = Tensor::from_vec(values, weight.shape(), device)?;
+            *weight = Arc::new(values);
         }
         Ok(router)
     }
@@ -175,43 +170,23 @@ impl Router {
     ///
     /// # Errors
     /// Settings with faults (see [`RouterConfig::faults`]).
-    pub fn zeros(
-        config: &RouterConfig,
-        experts: &[String],
-        model: &ModelConfig,
-        device: &Device,
-    ) -> Result<Self> {
+    pub fn zeros(config: &RouterConfig, experts: &[String], model: &ModelConfig) -> Result<Self> {
         let faults = config.faults(experts.len());
         if !faults.is_empty() {
             return Err(Error::Unsupported(faults.join("; ")));
         }
         let choices = config.choices(experts.len());
         let maps = if config.shared { 1 } else { model.blocks.len() };
-        let weights = (0..maps)
-            .map(|_| Tensor::zeros((choices, model.hidden_size), DType::F32, device))
-            .collect::<candle_core::Result<_>>()?;
+        let weights = vec![Arc::new(vec![0.0; choices * model.hidden_size]); maps];
         let bias = match config.input {
-            RouterInput::BaseLast => Some(Tensor::zeros(choices, DType::F32, device)?),
+            RouterInput::BaseLast => Some(Arc::new(vec![0.0; choices])),
             RouterInput::Block | RouterInput::Embedding => None,
         };
         Ok(Self { config: config.clone(), experts: experts.to_vec(), weights, bias })
     }
 
-    /// R of one block.
-    pub fn weight(&self, block: usize) -> &Tensor {
-        &self.weights[if self.config.shared { 0 } else { block }]
-    }
-
-    /// The same router with trainable parameters, and the variables behind them (weights, then the bias).
-    pub fn trainable(&self) -> Result<(Self, Vec<Var>)> {
-        let mut vars = self.weights.iter().map(Var::from_tensor).collect::<candle_core::Result<Vec<_>>>()?;
-        let weights = vars.iter().map(|v| v.as_tensor().clone()).collect();
-        let mut bias = None;
-        if let Some(b) = &self.bias {
-            let var = Var::from_tensor(b)?;
-            bias = Some(var.as_tensor().clone());
-            vars.push(var);
-        }
-        Ok((Self { weights, bias, config: self.config.clone(), experts: self.experts.clone() }, vars))
+    /// Rows of R: the experts and the null expert.
+    pub fn choices(&self) -> usize {
+        self.config.choices(self.experts.len())
     }
 }

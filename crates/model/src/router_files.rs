@@ -4,9 +4,8 @@
 //! `router.BLOCK.weight` for a router a block, and `router.bias`). X-LoRA's is `xlora_config.json` and
 //! `xlora_classifier.safetensors` (`last.weight`, `last.bias`); it knows nothing but [`RouterInput::BaseLast`].
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
-use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -100,25 +99,23 @@ fn one_layer() -> usize {
 /// Writes a router to `dir`, which is created; in X-LoRA's layout as well where that can express it.
 pub fn write(router: &Router, base_hash: &str, dir: &Path) -> Result<()> {
     files::create_dir(dir)?;
-    let shapes: Vec<(usize, usize)> = router.weights.iter().map(|w| Ok(w.dims2()?)).collect::<Result<_>>()?;
-    let weights: Vec<Vec<f32>> =
-        router.weights.iter().map(|w| Ok(w.flatten_all()?.to_vec1()?)).collect::<Result<_>>()?;
-    let bias = router.bias.as_ref().map(|b| b.to_vec1::<f32>()).transpose()?;
+    let choices = router.choices();
+    let hidden_size = router.weights.first().map_or(0, |weight| weight.len() / choices);
     let name = |map: usize| {
         if router.config.shared { "router.weight".to_owned() } else { format!("router.{map}.weight") }
     };
-    let mut tensors: Vec<NamedTensor<'_>> = weights
+    let mut tensors: Vec<NamedTensor<'_>> = router
+        .weights
         .iter()
-        .zip(&shapes)
         .enumerate()
-        .map(|(map, (values, &(rows, d)))| NamedTensor { name: name(map), shape: vec![rows, d], values })
+        .map(|(map, values)| NamedTensor { name: name(map), shape: vec![choices, hidden_size], values })
         .collect();
-    if let Some(bias) = &bias {
+    if let Some(bias) = &router.bias {
         tensors.push(NamedTensor { name: "router.bias".into(), shape: vec![bias.len()], values: bias });
     }
     let file = RouterFile {
         experts: router.experts.clone(),
-        hidden_size: shapes.first().map_or(0, |s| s.1),
+        hidden_size,
         base_hash: base_hash.to_owned(),
         router: router.config.clone(),
     };
@@ -187,8 +184,8 @@ fn xlora_obstacle(config: &RouterConfig) -> Option<String> {
 
 /// A linear classifier with its bias: what X-LoRA's router is.
 struct Classifier {
-    weight: Vec<f32>,
-    bias: Vec<f32>,
+    weight: Arc<Vec<f32>>,
+    bias: Arc<Vec<f32>>,
     hidden: usize,
 }
 
@@ -197,8 +194,7 @@ impl Classifier {
         let (Some(weight), Some(bias)) = (router.weights.first(), &router.bias) else {
             return Err(Error::Unsupported("the router has no linear map with a bias".into()));
         };
-        let hidden = weight.dims2()?.1;
-        Ok(Self { weight: weight.flatten_all()?.to_vec1()?, bias: bias.to_vec1()?, hidden })
+        Ok(Self { weight: weight.clone(), bias: bias.clone(), hidden: weight.len() / router.choices() })
     }
 
     fn write(&self, path: &Path, prefix: &str) -> Result<()> {
@@ -219,29 +215,17 @@ impl Classifier {
 ///
 /// # Errors
 /// A router for other experts or another base, missing tensors, wrong shapes.
-pub fn read(
-    dir: &Path,
-    experts: &[String],
-    model: &ModelConfig,
-    base_hash: Option<&str>,
-    device: &Device,
-) -> Result<Router> {
+pub fn read(dir: &Path, experts: &[String], model: &ModelConfig, base_hash: Option<&str>) -> Result<Router> {
     if dir.join(CONFIG).exists() {
-        read_own(dir, experts, model, base_hash, device)
+        read_own(dir, experts, model, base_hash)
     } else if dir.join(XLORA_CONFIG).exists() {
-        read_xlora(dir, experts, model, device)
+        read_xlora(dir, experts, model)
     } else {
         Err(Error::invalid(dir, format!("holds no router: neither {CONFIG} nor {XLORA_CONFIG} is there")))
     }
 }
 
-fn read_own(
-    dir: &Path,
-    experts: &[String],
-    model: &ModelConfig,
-    base_hash: Option<&str>,
-    device: &Device,
-) -> Result<Router> {
+fn read_own(dir: &Path, experts: &[String], model: &ModelConfig, base_hash: Option<&str>) -> Result<Router> {
     let path = dir.join(CONFIG);
     let file: RouterFile = files::read_json(&path)?;
     if file.experts != experts {
@@ -267,7 +251,7 @@ fn read_own(
         return Err(Error::invalid(&path, faults.join("; ")));
     }
     let mut tensors =
-        Tensors::read(&dir.join(TENSORS), file.router.choices(experts.len()), model.hidden_size, device)?;
+        Tensors::read(&dir.join(TENSORS), file.router.choices(experts.len()), model.hidden_size)?;
     let weights = if file.router.shared {
         vec![tensors.matrix("router.weight")?]
     } else {
@@ -282,7 +266,7 @@ fn read_own(
     Ok(Router { config: file.router, experts: file.experts, weights, bias })
 }
 
-fn read_xlora(dir: &Path, experts: &[String], model: &ModelConfig, device: &Device) -> Result<Router> {
+fn read_xlora(dir: &Path, experts: &[String], model: &ModelConfig) -> Result<Router> {
     let path = dir.join(XLORA_CONFIG);
     let file: XloraFile = files::read_json(&path)?;
     let refuse = |what: &str| Err(Error::invalid(&path, what));
@@ -308,26 +292,25 @@ fn read_xlora(dir: &Path, experts: &[String], model: &ModelConfig, device: &Devi
     if !faults.is_empty() {
         return refuse(&faults.join("; "));
     }
-    let mut tensors = Tensors::read(&dir.join(XLORA_TENSORS), experts.len(), model.hidden_size, device)?;
+    let mut tensors = Tensors::read(&dir.join(XLORA_TENSORS), experts.len(), model.hidden_size)?;
     let (weights, bias) = (vec![tensors.matrix("last.weight")?], Some(tensors.vector("last.bias")?));
     Ok(Router { config, experts: experts.to_vec(), weights, bias })
 }
 
 /// The tensors of a router file, checked against the expected sizes as they are taken.
-struct Tensors<'a> {
+struct Tensors {
     path: std::path::PathBuf,
     choices: usize,
     hidden: usize,
-    device: &'a Device,
     all: Vec<StoredTensor>,
 }
 
-impl<'a> Tensors<'a> {
-    fn read(path: &Path, choices: usize, hidden: usize, device: &'a Device) -> Result<Self> {
-        Ok(Self { path: path.to_owned(), choices, hidden, device, all: files::read_tensors(path)? })
+impl Tensors {
+    fn read(path: &Path, choices: usize, hidden: usize) -> Result<Self> {
+        Ok(Self { path: path.to_owned(), choices, hidden, all: files::read_tensors(path)? })
     }
 
-    fn take(&mut self, name: &str, shape: Vec<usize>) -> Result<Tensor> {
+    fn take(&mut self, name: &str, shape: Vec<usize>) -> Result<Arc<Vec<f32>>> {
         let Some(at) = self.all.iter().position(|t| t.name == name) else {
             return Err(Error::invalid(&self.path, format!("has no tensor `{name}`")));
         };
@@ -338,14 +321,14 @@ impl<'a> Tensors<'a> {
                 format!("`{name}` has shape {found:?}, but these experts and this base need {shape:?}"),
             ));
         }
-        Ok(Tensor::from_vec(values, shape, self.device)?)
+        Ok(Arc::new(values))
     }
 
-    fn matrix(&mut self, name: &str) -> Result<Tensor> {
+    fn matrix(&mut self, name: &str) -> Result<Arc<Vec<f32>>> {
         self.take(name, vec![self.choices, self.hidden])
     }
 
-    fn vector(&mut self, name: &str) -> Result<Tensor> {
+    fn vector(&mut self, name: &str) -> Result<Arc<Vec<f32>>> {
         self.take(name, vec![self.choices])
     }
 }

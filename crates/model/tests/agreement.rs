@@ -10,9 +10,8 @@ mod tiny;
 
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
 use mixse_model::{
-    decoder::{Decoder, Memory, Ragged, Session, Wanted},
+    engine::{Ask, Choice, Draw, Engine, Ragged},
     expert_set::ExpertSet,
     mixture::{Mixture, Routing},
     router::{GateConfig, Router, RouterConfig, RouterInput},
@@ -20,15 +19,13 @@ use mixse_model::{
 use tiny::{each_case, formula, load};
 
 const LOGIT_BOUND: f32 = 1e-4;
-const NOTHING: Wanted = Wanted { experts: false, gates: false };
 
 /// Every 5th logit of every position.
-fn logits(decoder: &Decoder, ids: &[u32], mixture: Option<&Mixture>) -> Vec<Vec<f32>> {
+fn logits(engine: &Engine, ids: &[u32], mixture: Option<&Mixture>) -> Vec<Vec<f32>> {
     let ragged = Arc::new(Ragged::whole([ids.len()]));
-    let hidden = decoder.hidden(ids, &ragged, mixture, Memory::Keep, NOTHING).unwrap();
     let rows: Vec<usize> = (0..ids.len()).collect();
-    let all = decoder.logits(&hidden, &rows).unwrap();
-    all.chunks(decoder.config.vocab_size).map(|row| row.iter().copied().step_by(5).collect()).collect()
+    let all = engine.whole(ids, &ragged, mixture, &Ask { logits: &rows, ..Ask::default() }).unwrap().logits;
+    all.chunks(engine.config.vocab_size).map(|row| row.iter().copied().step_by(5).collect()).collect()
 }
 
 fn assert_close(what: &str, got: &[Vec<f32>], want: &[Vec<f32>], bound: f32) {
@@ -42,29 +39,29 @@ fn assert_close(what: &str, got: &[Vec<f32>], want: &[Vec<f32>], bound: f32) {
 
 #[test]
 fn logits_agree_on_every_architecture() {
-    each_case(|what, case, ids, model, portable| {
-        assert_close(what, &logits(&load(model, portable), ids, None), &case.logits, LOGIT_BOUND);
+    each_case(|what, case, ids, model, processor| {
+        assert_close(what, &logits(&load(model, processor), ids, None), &case.logits, LOGIT_BOUND);
     });
 }
 
 #[test]
 fn greedy_continuations_agree_with_a_cache_and_in_uneven_steps() {
-    each_case(|what, case, ids, model, portable| {
-        let decoder = load(model, portable);
-        let mut session = Session::new(&decoder, None);
+    each_case(|what, case, ids, model, processor| {
+        let engine = load(model, processor);
+        let mut session = engine.session(None).unwrap();
         let sequence = session.start();
-        session.step(&[(sequence, &ids[..7])]).unwrap();
+        session.step(&[(sequence, &ids[..7])], &Ask::default()).unwrap();
         // A fork that goes another way must not disturb the sequence.
-        let other = session.fork(sequence);
-        session.step(&[(other, &[1, 2, 3])]).unwrap();
+        let other = session.fork(sequence).unwrap();
+        session.step(&[(other, &[1, 2, 3])], &Ask::default()).unwrap();
         let mut pending = ids[7..].to_vec();
         let mut all = ids.to_vec();
         while all.len() < case.greedy.len() {
-            let hidden = session.step(&[(sequence, &pending)]).unwrap();
-            let logits = decoder.logits(&hidden, &[pending.len() - 1]).unwrap();
-            let best = (0..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best });
-            all.push(best as u32);
-            pending = vec![best as u32];
+            let choices = [Choice { row: pending.len() - 1, draw: Draw::Greedy }];
+            let ask = Ask { choices: &choices, ..Ask::default() };
+            let chosen = session.step(&[(sequence, &pending)], &ask).unwrap().chosen;
+            all.extend(&chosen);
+            pending = chosen;
         }
         assert_eq!(all, case.greedy, "{what}");
     });
@@ -72,22 +69,22 @@ fn greedy_continuations_agree_with_a_cache_and_in_uneven_steps() {
 
 #[test]
 fn x_lora_mixtures_agree() {
-    each_case(|what, case, ids, model, portable| {
-        let decoder = load(model, portable);
-        let experts = tiny::experts(model, &decoder);
-        let set = ExpertSet::new(&experts, &decoder.config, &Device::Cpu).unwrap();
+    each_case(|what, case, ids, model, processor| {
+        let engine = load(model, processor);
+        let experts = tiny::experts(model, &engine);
+        let set = ExpertSet::new(&experts, &engine.config).unwrap();
         let gate = GateConfig { top_k: 2, ..GateConfig::default() };
         let router = Router {
             config: RouterConfig { input: RouterInput::BaseLast, gate, ..RouterConfig::default() },
             experts: set.names.clone(),
-            weights: vec![Tensor::from_vec(formula("router", 3 * 64, 0.5), (3, 64), &Device::Cpu).unwrap()],
-            bias: Some(Tensor::from_vec(formula("bias", 3, 0.5), 3, &Device::Cpu).unwrap()),
+            weights: vec![Arc::new(formula("router", 3 * 64, 0.5))],
+            bias: Some(Arc::new(formula("bias", 3, 0.5))),
         };
         let mixture = Mixture { experts: set, routing: Routing::Learned(router) };
         let ragged = Arc::new(Ragged::whole([ids.len()]));
-        let gates = decoder.route(ids, &ragged, &mixture).unwrap();
+        let gates = engine.route(ids, &ragged, &mixture).unwrap();
         let gates: Vec<Vec<f32>> = gates[0].chunks(3).map(<[f32]>::to_vec).collect();
         assert_close(&format!("{what}: gates"), &gates, &case.xlora_alpha, 1e-5);
-        assert_close(what, &logits(&decoder, ids, Some(&mixture)), &case.xlora_logits, LOGIT_BOUND);
+        assert_close(what, &logits(&engine, ids, Some(&mixture)), &case.xlora_logits, LOGIT_BOUND);
     });
 }

@@ -8,7 +8,9 @@
 //! block's normalised input, so an expert's prototype in a block is that of the modules which read this input together: q, k and v, one
 //! above the other. What o and the MLP change does not count.
 
-use candle_core::{Device, Tensor};
+use std::sync::Arc;
+
+use candle_core::Tensor;
 use mixse_model::{
     config::ModelConfig,
     expert::{Expert, Module},
@@ -47,25 +49,20 @@ pub fn faults(config: &RouterConfig) -> Vec<String> {
 ///
 /// # Errors
 /// [`faults`], experts of another base, and an expert that changes none of q, k and v in a block.
-pub fn router(
-    config: &RouterConfig,
-    experts: &[Expert],
-    model: &ModelConfig,
-    device: &Device,
-) -> Result<Router> {
+pub fn router(config: &RouterConfig, experts: &[Expert], model: &ModelConfig) -> Result<Router> {
     let faults = faults(config);
     if !faults.is_empty() {
         return Err(Error::setting("router.fit", faults.join("; ")));
     }
     let names: Vec<String> = experts.iter().map(|expert| expert.name.clone()).collect();
-    let mut router = Router::zeros(config, &names, model, device)?;
+    let mut router = Router::zeros(config, &names, model)?;
     for (block, weight) in router.weights.iter_mut().enumerate() {
         let mut rows = Vec::with_capacity(experts.len() * model.hidden_size);
         for expert in experts {
             expert.check_fits(model)?;
             rows.extend(prototype(expert, model, block)?);
         }
-        *weight = Tensor::from_vec(rows, (experts.len(), model.hidden_size), device)?;
+        *weight = Arc::new(rows);
     }
     Ok(router)
 }
@@ -96,6 +93,8 @@ fn prototype(expert: &Expert, model: &ModelConfig, block: usize) -> Result<Vec<f
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
+
     use super::*;
     use crate::merge::tests::model_and_experts;
 
@@ -108,9 +107,9 @@ mod tests {
     #[test]
     fn a_prototype_is_the_direction_that_is_changed_most() {
         let (model, experts) = model_and_experts();
-        let router = router(&settings(), &experts, &model, &Device::Cpu).unwrap();
-        let rows: Vec<Vec<f32>> = router.weights[0].to_vec2().unwrap();
-        for (expert, row) in experts.iter().zip(&rows) {
+        let router = router(&settings(), &experts, &model).unwrap();
+        let rows: Vec<&[f32]> = router.weights[0].chunks(model.hidden_size).collect();
+        for (expert, &row) in experts.iter().zip(&rows) {
             let length = row.iter().map(|v| v * v).sum::<f32>();
             assert!((length - 1.0).abs() < 1e-4, "{length}");
             // ‖ΔW x‖² over q, k and v, for unit vectors x.
@@ -140,7 +139,7 @@ mod tests {
     fn what_has_no_prototype_is_refused() {
         let (model, mut experts) = model_and_experts();
         let message = |config: &RouterConfig, experts: &[Expert]| {
-            router(config, experts, &model, &Device::Cpu).unwrap_err().to_string()
+            router(config, experts, &model).unwrap_err().to_string()
         };
         for part in ["router.shared", "router.score"] {
             assert!(message(&RouterConfig::default(), &experts).contains(part));

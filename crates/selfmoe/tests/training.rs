@@ -7,9 +7,8 @@ mod tiny;
 
 use std::{ops::ControlFlow, path::Path, sync::Arc};
 
-use candle_core::Device;
 use mixse_model::{
-    decoder::{Decoder, Memory, Ragged},
+    engine::{Engine, Memory, Processor, Ragged},
     expert::{Expert, LoraConfig},
     expert_set::ExpertSet,
     files,
@@ -38,8 +37,8 @@ fn rows(case: &tiny::Case) -> Vec<TrainRow> {
     serde_json::from_value(case.rows.clone()).unwrap()
 }
 
-fn job<'a>(decoder: &'a Decoder, rows: &'a [TrainRow], config: &'a TrainConfig) -> Job<'a> {
-    Job { decoder, rows, config, seed: 5, memory: Memory::Keep, keep_states: false, state: None }
+fn job<'a>(engine: &'a Engine, rows: &'a [TrainRow], config: &'a TrainConfig) -> Job<'a> {
+    Job { engine, rows, config, seed: 5, memory: Memory::Keep, keep_states: false, state: None }
 }
 
 fn done<T>(outcome: Outcome<T>) -> (T, Vec<f32>) {
@@ -51,12 +50,12 @@ fn done<T>(outcome: Outcome<T>) -> (T, Vec<f32>) {
 
 #[test]
 fn losses_and_trained_tensors_agree_with_peft() {
-    tiny::each_case(|what, case, _, model, portable| {
-        let decoder = tiny::load(model, portable);
-        let start = tiny::experts(model, &decoder).swap_remove(0);
+    tiny::each_case(|what, case, _, model, processor| {
+        let engine = tiny::load(model, processor);
+        let start = tiny::experts(model, &engine).swap_remove(0);
         let (rows, config) = (rows(case), reference_config());
         let (trained, losses) = done(
-            train_expert(job(&decoder, &rows, &config), &start, &mut |_| ControlFlow::Continue(())).unwrap(),
+            train_expert(job(&engine, &rows, &config), &start, &mut |_| ControlFlow::Continue(())).unwrap(),
         );
         assert_eq!(losses.len(), case.losses.len());
         for (step, (got, want)) in losses.iter().zip(&case.losses).enumerate() {
@@ -69,7 +68,7 @@ fn losses_and_trained_tensors_agree_with_peft() {
 
         let dir = model.with_file_name("trained");
         let origin = peft::Origin { name: "trained".into(), base_hash: "0".into() };
-        peft::write(&trained, &decoder.config, "tiny", &origin, &dir).unwrap();
+        peft::write(&trained, &engine.config, "tiny", &origin, &dir).unwrap();
         let written = files::read_tensors(&dir.join(peft::TENSORS)).unwrap();
         assert_eq!(written.len(), case.trained.len());
         for tensor in written {
@@ -79,18 +78,18 @@ fn losses_and_trained_tensors_agree_with_peft() {
             }
         }
         assert_eq!(
-            peft::read(&dir, &decoder.config).unwrap().blocks,
+            peft::read(&dir, &engine.config).unwrap().blocks,
             trained.blocks,
             "{what}: what is written is read back"
         );
     });
 }
 
-/// Runs `test` on the first architecture only, with the fused body.
-fn on_one_model(test: impl Fn(&tiny::Case, &Path, &Decoder)) {
-    tiny::each_case(|what, case, _, model, portable| {
-        if what.starts_with("qwen3") && !portable {
-            test(case, model, &tiny::load(model, false));
+/// Runs `test` on the first architecture only, on the processor.
+fn on_one_model(test: impl Fn(&tiny::Case, &Path, &Engine)) {
+    tiny::each_case(|what, case, _, model, processor| {
+        if what.starts_with("qwen3") && processor == Processor::Cpu {
+            test(case, model, &tiny::load(model, processor));
         }
     });
 }
@@ -140,18 +139,18 @@ fn resumable() -> Vec<(&'static str, TrainConfig, LoraConfig)> {
 
 #[test]
 fn a_training_that_was_stopped_continues_bit_for_bit() {
-    on_one_model(|case, model, decoder| {
+    on_one_model(|case, model, engine| {
         let rows = rows(case);
         for (what, config, lora) in resumable() {
-            let start = Expert::init("e", &lora, &decoder.config, 1).unwrap();
+            let start = Expert::init("e", &lora, &engine.config, 1).unwrap();
             let mut go_on = |_| ControlFlow::Continue(());
             let Outcome::Done(whole, history) =
-                train_expert(job(decoder, &rows, &config), &start, &mut go_on).unwrap()
+                train_expert(job(engine, &rows, &config), &start, &mut go_on).unwrap()
             else {
                 panic!("{what}: stopped")
             };
             let state = model.with_file_name("state");
-            let job = Job { state: Some(&state), ..job(decoder, &rows, &config) };
+            let job = Job { state: Some(&state), ..job(engine, &rows, &config) };
             // Stopped after every step: each time the state on disk is all that is left.
             let mut attempts = 0;
             let resumed = loop {
@@ -170,7 +169,7 @@ fn a_training_that_was_stopped_continues_bit_for_bit() {
 
 #[test]
 fn the_parameters_with_the_best_validation_loss_are_kept() {
-    on_one_model(|case, _, decoder| {
+    on_one_model(|case, _, engine| {
         let rows = rows(case);
         // A rate at which the held-out loss soon rises.
         let config = TrainConfig {
@@ -182,16 +181,15 @@ fn the_parameters_with_the_best_validation_loss_are_kept() {
             ..TrainConfig::default()
         };
         let lora = LoraConfig { rank: 4, ..LoraConfig::default() };
-        let start = Expert::init("e", &lora, &decoder.config, 1).unwrap();
-        let train =
-            |config: &TrainConfig| match train_expert(job(decoder, &rows, config), &start, &mut |_| {
-                ControlFlow::Continue(())
-            })
-            .unwrap()
-            {
-                Outcome::Done(expert, history) => (expert, history),
-                Outcome::Stopped => panic!("stopped"),
-            };
+        let start = Expert::init("e", &lora, &engine.config, 1).unwrap();
+        let train = |config: &TrainConfig| match train_expert(job(engine, &rows, config), &start, &mut |_| {
+            ControlFlow::Continue(())
+        })
+        .unwrap()
+        {
+            Outcome::Done(expert, history) => (expert, history),
+            Outcome::Stopped => panic!("stopped"),
+        };
         let (expert, history) = train(&config);
         assert_eq!(history.validation.len(), history.losses.len() + 1);
         let best = history.validation[1..].iter().min_by(|a, b| a.loss.total_cmp(&b.loss)).unwrap();
@@ -209,15 +207,15 @@ fn the_parameters_with_the_best_validation_loss_are_kept() {
 
 #[test]
 fn dropout_changes_the_training_and_not_the_use() {
-    on_one_model(|case, _, decoder| {
+    on_one_model(|case, _, engine| {
         let rows = rows(case);
         let config = TrainConfig { epochs: 2, batch_size: 4, ..reference_config() };
         let train = |dropout: f64, pass_tokens: usize| {
             let lora = LoraConfig { rank: 4, dropout, ..LoraConfig::default() };
-            let start = Expert::init("e", &lora, &decoder.config, 1).unwrap();
+            let start = Expert::init("e", &lora, &engine.config, 1).unwrap();
             let config = TrainConfig { pass_tokens, ..config.clone() };
             done(
-                train_expert(job(decoder, &rows, &config), &start, &mut |_| ControlFlow::Continue(()))
+                train_expert(job(engine, &rows, &config), &start, &mut |_| ControlFlow::Continue(()))
                     .unwrap(),
             )
         };
@@ -236,14 +234,14 @@ fn dropout_changes_the_training_and_not_the_use() {
 /// Rows of a batch are sorted by length and packed into passes; the loss and what is learnt are those of rows alone.
 #[test]
 fn packed_rows_train_as_rows_alone() {
-    on_one_model(|case, _, decoder| {
+    on_one_model(|case, _, engine| {
         let rows = rows(case);
         let start =
-            Expert::init("e", &LoraConfig { rank: 4, ..LoraConfig::default() }, &decoder.config, 1).unwrap();
+            Expert::init("e", &LoraConfig { rank: 4, ..LoraConfig::default() }, &engine.config, 1).unwrap();
         let train = |pass_tokens| {
             let config = TrainConfig { pass_tokens, ..reference_config() };
             done(
-                train_expert(job(decoder, &rows, &config), &start, &mut |_| ControlFlow::Continue(()))
+                train_expert(job(engine, &rows, &config), &start, &mut |_| ControlFlow::Continue(()))
                     .unwrap(),
             )
         };
@@ -263,12 +261,12 @@ fn packed_rows_train_as_rows_alone() {
 
 #[test]
 fn recomputing_activations_changes_nothing() {
-    on_one_model(|case, _, decoder| {
+    on_one_model(|case, _, engine| {
         let (rows, config) = (rows(case), reference_config());
         let start =
-            Expert::init("e", &LoraConfig { rank: 4, ..LoraConfig::default() }, &decoder.config, 1).unwrap();
+            Expert::init("e", &LoraConfig { rank: 4, ..LoraConfig::default() }, &engine.config, 1).unwrap();
         let train = |memory| {
-            let job = Job { memory, ..job(decoder, &rows, &config) };
+            let job = Job { memory, ..job(engine, &rows, &config) };
             done(train_expert(job, &start, &mut |_| ControlFlow::Continue(())).unwrap())
         };
         assert_eq!(train(Memory::Keep), train(Memory::Recompute));
@@ -277,18 +275,18 @@ fn recomputing_activations_changes_nothing() {
 
 #[test]
 fn hidden_states_of_an_earlier_epoch_change_nothing() {
-    on_one_model(|case, model, decoder| {
+    on_one_model(|case, model, engine| {
         let rows = rows(case);
         let config = TrainConfig { epochs: 4, batch_size: 3, pass_tokens: 24, ..reference_config() };
-        let experts = tiny::experts(model, decoder);
-        let set = ExpertSet::new(&experts, &decoder.config, &Device::Cpu).unwrap();
+        let experts = tiny::experts(model, engine);
+        let set = ExpertSet::new(&experts, &engine.config).unwrap();
         let settings = RouterConfig { input: RouterInput::BaseLast, ..RouterConfig::default() };
-        let start = Router::init(&settings, &set.names, &decoder.config, 2, &Device::Cpu).unwrap();
+        let start = Router::init(&settings, &set.names, &engine.config, 2).unwrap();
         let train = |keep_states| {
-            let job = Job { keep_states, ..job(decoder, &rows, &config) };
+            let job = Job { keep_states, ..job(engine, &rows, &config) };
             let go_on = &mut |_: StepReport| ControlFlow::Continue(());
             let (router, losses) = done(train_router(job, &set, &start, 0.0, go_on).unwrap());
-            (router.weights[0].flatten_all().unwrap().to_vec1::<f32>().unwrap(), losses)
+            (router.weights[0].clone(), losses)
         };
         assert_eq!(train(true), train(false));
     });
@@ -296,22 +294,22 @@ fn hidden_states_of_an_earlier_epoch_change_nothing() {
 
 #[test]
 fn a_router_learns_for_every_input_and_leaves_the_experts_alone() {
-    on_one_model(|case, model, decoder| {
+    on_one_model(|case, model, engine| {
         let (rows, config) = (rows(case), reference_config());
-        let experts = tiny::experts(model, decoder);
-        let set = ExpertSet::new(&experts, &decoder.config, &Device::Cpu).unwrap();
+        let experts = tiny::experts(model, engine);
+        let set = ExpertSet::new(&experts, &engine.config).unwrap();
         for input in [RouterInput::Block, RouterInput::BaseLast, RouterInput::Embedding] {
             let settings = RouterConfig {
                 input,
                 gate: GateConfig { top_k: 2, ..GateConfig::default() },
                 ..RouterConfig::default()
             };
-            let start = Router::init(&settings, &set.names, &decoder.config, 2, &Device::Cpu).unwrap();
-            let job = job(decoder, &rows, &config);
+            let start = Router::init(&settings, &set.names, &engine.config, 2).unwrap();
+            let job = job(engine, &rows, &config);
             let (router, losses) =
                 done(train_router(job, &set, &start, 0.0, &mut |_| ControlFlow::Continue(())).unwrap());
             assert!(losses[18] < losses[0], "{input:?}: {losses:?}");
-            let values = |r: &Router| r.weights[0].flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let values = |r: &Router| r.weights[0].clone();
             assert_ne!(values(&router), values(&start));
             let (together, joint) = done(
                 train_jointly(job, &experts, &start, 3e-3, 0.0, &mut |_| ControlFlow::Continue(())).unwrap(),
@@ -337,11 +335,11 @@ fn rows_of_two_domains() -> Vec<TrainRow> {
 }
 
 /// The share of tokens and blocks in which the largest gate is that of the row's domain.
-fn share_routed_right(decoder: &Decoder, mixture: &Mixture, rows: &[TrainRow]) -> f64 {
+fn share_routed_right(engine: &Engine, mixture: &Mixture, rows: &[TrainRow]) -> f64 {
     let (mut right, mut all) = (0, 0);
     for row in rows {
         let ids: Vec<u32> = row.prompt_ids.iter().chain(&row.target_ids).copied().collect();
-        let gates = decoder.route(&ids, &Arc::new(Ragged::whole([ids.len()])), mixture).unwrap();
+        let gates = engine.route(&ids, &Arc::new(Ragged::whole([ids.len()])), mixture).unwrap();
         for token in gates.iter().flat_map(|block| block.chunks_exact(2)) {
             right += usize::from((token[1] > token[0]) == (row.domain == Some(1)));
             all += 1;
@@ -352,12 +350,12 @@ fn share_routed_right(decoder: &Decoder, mixture: &Mixture, rows: &[TrainRow]) -
 
 #[test]
 fn ridge_and_domain_loss_teach_the_router_the_domains() {
-    on_one_model(|_, model, decoder| {
+    on_one_model(|_, model, engine| {
         let rows = rows_of_two_domains();
         let (own, other): (Vec<TrainRow>, Vec<TrainRow>) =
             rows.iter().cloned().partition(|r| r.domain == Some(0));
-        let experts = tiny::experts(model, decoder);
-        let set = ExpertSet::new(&experts[..2], &decoder.config, &Device::Cpu).unwrap();
+        let experts = tiny::experts(model, engine);
+        let set = ExpertSet::new(&experts[..2], &engine.config).unwrap();
         for (input, shared) in [
             (RouterInput::Block, true),
             (RouterInput::Block, false),
@@ -366,50 +364,48 @@ fn ridge_and_domain_loss_teach_the_router_the_domains() {
         ] {
             let settings = RouterConfig { input, shared, ..RouterConfig::default() };
             let mixture = |router| Mixture { experts: set.clone(), routing: Routing::Learned(router) };
-            let start = Router::init(&settings, &set.names, &decoder.config, 2, &Device::Cpu).unwrap();
-            let untrained = share_routed_right(decoder, &mixture(start.clone()), &rows);
+            let start = Router::init(&settings, &set.names, &engine.config, 2).unwrap();
+            let untrained = share_routed_right(engine, &mixture(start.clone()), &rows);
             assert!(untrained < 0.8, "{input:?}: {untrained} by chance");
 
             let moments: Vec<DomainMoments> = [&own, &other]
                 .map(|rows| {
                     let go_on = &mut |_, _| ControlFlow::Continue(());
-                    DomainMoments::of(decoder, rows, &settings, 512, 32, go_on).unwrap().unwrap()
+                    DomainMoments::of(engine, rows, &settings, 512, 32, go_on).unwrap().unwrap()
                 })
                 .into();
             assert_eq!(moments[0].tokens, 12 * 11);
             let fit = |moments: &[DomainMoments]| {
                 let ridge = RidgeConfig::default();
-                let router =
-                    fit_ridge(&settings, &ridge, &set.names, moments, &decoder.config, &Device::Cpu).unwrap();
-                let values: Vec<f32> = router.weights[0].flatten_all().unwrap().to_vec1().unwrap();
-                (share_routed_right(decoder, &mixture(router), &rows), values)
+                let router = fit_ridge(&settings, &ridge, &set.names, moments, &engine.config).unwrap();
+                let values = router.weights[0].clone();
+                (share_routed_right(engine, &mixture(router), &rows), values)
             };
             let (share, values) = fit(&moments);
             assert!(share > 0.95, "{input:?}, shared {shared}: ridge routes {share} right");
             let path = model.with_file_name("moments.safetensors");
             moments[1].write(&path).unwrap();
-            let read = DomainMoments::read(&path, &settings, &decoder.config).unwrap();
+            let read = DomainMoments::read(&path, &settings, &engine.config).unwrap();
             assert_eq!(fit(&[moments[0].clone(), read]).1, values, "{input:?}: fitted from the file");
 
             let config = TrainConfig { max_steps: 60, ..reference_config() };
             let go_on = &mut |_: StepReport| ControlFlow::Continue(());
             let (router, losses) =
-                done(train_router(job(decoder, &rows, &config), &set, &start, 2.0, go_on).unwrap());
-            let share = share_routed_right(decoder, &mixture(router), &rows);
+                done(train_router(job(engine, &rows, &config), &set, &start, 2.0, go_on).unwrap());
+            let share = share_routed_right(engine, &mixture(router), &rows);
             assert!(
                 share > untrained + 0.05,
                 "{input:?}: the domain loss routes {share} right, chance {untrained}"
             );
             let without =
-                done(train_router(job(decoder, &rows, &config), &set, &start, 0.0, go_on).unwrap()).1;
+                done(train_router(job(engine, &rows, &config), &set, &start, 0.0, go_on).unwrap()).1;
             assert!(losses[0] > without[0] + 1.0, "{input:?}: the domain loss is added: {losses:?}");
         }
         let mut unknown = rows.clone();
         unknown[3].domain = None;
-        let start =
-            Router::init(&RouterConfig::default(), &set.names, &decoder.config, 2, &Device::Cpu).unwrap();
+        let start = Router::init(&RouterConfig::default(), &set.names, &engine.config, 2).unwrap();
         let config = reference_config();
-        let message = train_router(job(decoder, &unknown, &config), &set, &start, 1.0, &mut |_| {
+        let message = train_router(job(engine, &unknown, &config), &set, &start, 1.0, &mut |_| {
             ControlFlow::Continue(())
         })
         .unwrap_err()
@@ -420,16 +416,16 @@ fn ridge_and_domain_loss_teach_the_router_the_domains() {
 
 #[test]
 fn an_expert_that_does_nothing_is_refused() {
-    on_one_model(|case, model, decoder| {
+    on_one_model(|case, model, engine| {
         let rows = rows(case);
-        let hash = decoder.weights_hash().unwrap();
+        let hash = engine.weights_hash();
         let check = |expert: &Expert, hash: &str| {
-            check_expert(decoder, expert, hash, &rows[0]).map_err(|e| e.to_string())
+            check_expert(engine, expert, hash, &rows[0]).map_err(|e| e.to_string())
         };
-        let good = tiny::experts(model, decoder).swap_remove(0);
+        let good = tiny::experts(model, engine).swap_remove(0);
         assert_eq!(check(&good, &hash), Ok(()));
         let untrained =
-            Expert::init("e", &LoraConfig { rank: 4, ..LoraConfig::default() }, &decoder.config, 1).unwrap();
+            Expert::init("e", &LoraConfig { rank: 4, ..LoraConfig::default() }, &engine.config, 1).unwrap();
         assert!(check(&untrained, &hash).unwrap_err().contains("lora_B of block 0 q_proj is still zero"));
         let mut broken = good.clone();
         broken.blocks[1][6].as_mut().unwrap().a[3] = f32::NAN;

@@ -14,7 +14,7 @@ use std::{
 };
 
 use mixse_model::{
-    decoder::Decoder,
+    engine,
     generate::{Batch, Event, Runner},
     language::{Finish, Request},
     mixture::{Mixture, Routing},
@@ -33,8 +33,8 @@ use crate::{
 pub struct Model {
     /// The base's files; its tokenizer is the one of all variants.
     pub checkpoint: Checkpoint,
-    /// The base's weights.
-    pub decoder: Decoder,
+    /// The base's weights, and what computes with them.
+    pub base: engine::Engine,
     /// What can be asked for, the default first.
     pub variants: Vec<Variant>,
 }
@@ -175,8 +175,8 @@ struct Loop<'a> {
     model: &'a Model,
     limits: Limits,
     metrics: &'a Metrics,
-    /// One a variant.
-    batches: Vec<Batch<'a, Request>>,
+    /// One a variant; `None`: nobody has asked for the variant yet, or its batch has failed.
+    batches: Vec<Option<Batch<'a, Request>>>,
     live: HashMap<usize, Live>,
     waiting: VecDeque<Job>,
     next: usize,
@@ -184,7 +184,7 @@ struct Loop<'a> {
 
 impl<'a> Loop<'a> {
     fn new(model: &'a Model, limits: Limits, metrics: &'a Metrics) -> Self {
-        let batches = (0..model.variants.len()).map(|variant| batch(model, variant)).collect();
+        let batches = model.variants.iter().map(|_| None).collect();
         Self { model, limits, metrics, batches, live: HashMap::new(), waiting: VecDeque::new(), next: 0 }
     }
 
@@ -201,9 +201,7 @@ impl<'a> Loop<'a> {
             self.drop_abandoned();
             self.admit();
             for variant in 0..self.batches.len() {
-                if !self.batches[variant].is_empty() {
-                    self.step(variant);
-                }
+                self.step(variant);
             }
         }
     }
@@ -214,8 +212,8 @@ impl<'a> Loop<'a> {
         let batches = &mut self.batches;
         self.live.retain(|&number, live| {
             let gone = live.job.pieces.is_closed();
-            if gone {
-                batches[live.job.variant].remove(number);
+            if let (true, Some(batch)) = (gone, &mut batches[live.job.variant]) {
+                batch.remove(number);
             }
             !gone
         });
@@ -233,7 +231,7 @@ impl<'a> Loop<'a> {
                 return;
             }
             self.next += 1;
-            match self.batches[job.variant].add(self.next, job.request.clone()) {
+            match self.join(&job) {
                 Ok(()) => {
                     let writer = Writer::new(job.request.stop.clone());
                     self.live.insert(self.next, Live { job, writer });
@@ -243,15 +241,26 @@ impl<'a> Loop<'a> {
         }
     }
 
+    /// Adds a job to the batch of its variant under the next number.
+    fn join(&mut self, job: &Job) -> mixse_model::Result<()> {
+        let place = &mut self.batches[job.variant];
+        let batch = match place {
+            Some(batch) => batch,
+            None => place.insert(batch(self.model, job.variant)?),
+        };
+        batch.add(self.next, job.request.clone())
+    }
+
     /// What a request may come to at its end.
     fn most_tokens(&self, job: &Job) -> usize {
         let prompt = job.request.prefix.len() + job.request.prompt.len();
-        prompt.saturating_add(job.request.max_new_tokens).min(self.model.decoder.config.context_length)
+        prompt.saturating_add(job.request.max_new_tokens).min(self.model.base.config.context_length)
     }
 
     /// One forward pass of a variant's batch.
     fn step(&mut self, variant: usize) {
-        let events = match self.batches[variant].step() {
+        let Some(batch) = self.batches[variant].as_mut().filter(|batch| !batch.is_empty()) else { return };
+        let events = match batch.step() {
             Ok(events) => events,
             Err(e) => return self.fail(variant, &e.to_string()),
         };
@@ -288,7 +297,7 @@ impl<'a> Loop<'a> {
         let _ = pieces.send(Piece::Done { finish, tokens });
     }
 
-    /// A batch that failed is of no use any more: its requests are told and a new one takes its place.
+    /// A batch that failed is of no use any more: its requests are told, and the next one opens a new batch.
     fn fail(&mut self, variant: usize, what: &str) {
         self.live.retain(|_, live| {
             let failed = live.job.variant == variant;
@@ -297,14 +306,14 @@ impl<'a> Loop<'a> {
             }
             !failed
         });
-        self.batches[variant] = batch(self.model, variant);
+        self.batches[variant] = None;
     }
 }
 
-fn batch(model: &Model, variant: usize) -> Batch<'_, Request> {
-    let Model { checkpoint, decoder, variants } = model;
+fn batch(model: &Model, variant: usize) -> mixse_model::Result<Batch<'_, Request>> {
+    let Model { checkpoint, base, variants } = model;
     let variant = &variants[variant];
-    let runner = Runner::new(decoder, &checkpoint.tokenizer, variant.mixture.as_ref());
+    let runner = Runner::new(base, &checkpoint.tokenizer, variant.mixture.as_ref());
     if variant.experts().is_empty() { Batch::new(runner) } else { Batch::telling_parts(runner) }
 }
 

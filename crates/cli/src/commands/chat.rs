@@ -263,7 +263,7 @@ impl Conversation<'_> {
 
     /// The prompt for the next answer; a conversation that has grown too long loses its oldest turns.
     fn prompt(&mut self) -> anyhow::Result<Prompt> {
-        let context = self.served.model.decoder.config.context_length;
+        let context = self.served.model.base.config.context_length;
         // A long answer may be cut by the context's end, but not below a quarter of it.
         let room = self.args.max_tokens.min(context / 4).max(1);
         loop {

@@ -1,7 +1,6 @@
 //! `mixse doctor`
 
 use std::{
-    collections::BTreeMap,
     fmt,
     path::{Path, PathBuf},
     process::Command,
@@ -32,10 +31,8 @@ pub(super) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
 struct Diagnosis {
     version: &'static str,
     machine: Machine,
-    /// Devices that this binary was built for.
+    /// Devices that this binary computes on.
     devices: Vec<&'static str>,
-    /// What builds a binary for the others.
-    other_devices: BTreeMap<&'static str, String>,
     /// First line of `python3 --version`.
     python: Option<String>,
     /// First line of `python3 -m pip --version`.
@@ -69,11 +66,6 @@ impl Diagnosis {
             version: env!("CARGO_PKG_VERSION"),
             machine: Machine::detect(),
             devices: Device::ALL.into_iter().filter(|d| d.is_built()).map(Device::name).collect(),
-            other_devices: Device::ALL
-                .into_iter()
-                .filter(|device| !device.is_built())
-                .map(|device| (device.name(), device.build_command()))
-                .collect(),
             python: first_line("python3", &["--version"]),
             pip: first_line("python3", &["-m", "pip", "--version"]),
             sandbox: sandbox_capabilities(),
@@ -109,11 +101,6 @@ impl Diagnosis {
             other => warnings.push(format!(
                 "there are no kernels for {other}: everything runs on portable code, many times slower"
             )),
-        }
-        for device in Device::ALL.into_iter().filter(|device| device.is_built()) {
-            if let Err(e) = device.open() {
-                warnings.push(format!("{e:#}"));
-            }
         }
         if self.machine.cores == 1 {
             warnings.push("there is one core only: the quick preset takes about twice its usual time".into());
@@ -188,17 +175,13 @@ impl fmt::Display for Diagnosis {
         let words = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
         let missing = || "not found".to_owned();
         let place = |p: &Place| format!("{} ({} free)", p.path.display(), size(p.free));
-        let others = self.other_devices.iter().map(|(name, command)| format!("{name} after `{command}`"));
         let rows = [
             ("mixse", self.version.to_owned()),
             ("system", format!("{}, {}", machine.system, machine.architecture)),
             ("processor", format!("{}, {} threads", machine.processor, machine.cores)),
             ("features", list(&machine.features)),
             ("memory", format!("{}, {} free", size(machine.memory), size(machine.memory_free))),
-            (
-                "devices",
-                self.devices.iter().map(|&name| name.to_owned()).chain(others).collect::<Vec<_>>().join(", "),
-            ),
+            ("devices", list(&words(&self.devices))),
             ("python", self.python.clone().unwrap_or_else(missing)),
             ("pip", self.pip.clone().unwrap_or_else(missing)),
             ("sandbox", self.sandbox.as_ref().map_or_else(missing, defences)),

@@ -199,7 +199,7 @@ fn xlora(source: &Source, out: &Path) -> anyhow::Result<String> {
     let names: Vec<String> = source.experts.iter().map(|expert| expert.name.clone()).collect();
     let model = &source.base.config;
     let hash = source.base.hash()?;
-    let router = router_files::read(router, &names, model, Some(&hash), &candle_core::Device::Cpu)?;
+    let router = router_files::read(router, &names, model, Some(&hash))?;
     router_files::write_peft_xlora(&router, &source.base_name, out)
         .map_err(|e| usage_error(format!("this mixture cannot be an X-LoRA model: {e}")))?;
     for (index, expert) in source.experts.iter().enumerate() {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 use mixse_model::{
-    decoder::{Memory, Ragged, Wanted},
+    engine::{Ask, Ragged},
     language::{LanguageModel, ScoreRequest},
     tokenizer::{Bos, Message},
 };
@@ -72,8 +72,6 @@ struct AlwaysJson {
     json: bool,
 }
 
-const NOTHING: Wanted = Wanted { experts: false, gates: false };
-
 pub(super) fn run(args: &InspectArgs) -> anyhow::Result<()> {
     let result = match &args.what {
         What::Tokens { model, text, .. } => tokens(model, text)?,
@@ -116,12 +114,12 @@ impl Pass {
 
 fn logits(pass: &Pass) -> anyhow::Result<Value> {
     let (opened, ids) = pass.open()?;
-    let decoder = &opened.decoder;
+    let engine = &opened.engine;
     let ragged = Arc::new(Ragged::whole([ids.len()]));
-    let hidden = decoder.hidden(&ids, &ragged, opened.mixture.as_ref(), Memory::Recompute, NOTHING)?;
     let rows: Vec<usize> = (0..ids.len()).collect();
-    let logits = decoder.logits(&hidden, &rows)?;
-    Ok(json!({ "logits": logits.chunks(decoder.config.vocab_size).collect::<Vec<_>>() }))
+    let ask = Ask { logits: &rows, ..Ask::default() };
+    let logits = engine.whole(&ids, &ragged, opened.mixture.as_ref(), &ask)?.logits;
+    Ok(json!({ "logits": logits.chunks(engine.config.vocab_size).collect::<Vec<_>>() }))
 }
 
 fn loss(pass: &Pass) -> anyhow::Result<Value> {
@@ -148,7 +146,7 @@ fn routing(pass: &Pass) -> anyhow::Result<Value> {
         ));
     };
     let ragged = Arc::new(Ragged::whole([ids.len()]));
-    let gates = opened.decoder.route(&ids, &ragged, mixture)?;
+    let gates = opened.engine.route(&ids, &ragged, mixture)?;
     let experts = mixture.experts.len();
     let blocks: Vec<Vec<&[f32]>> = gates.iter().map(|block| block.chunks(experts).collect()).collect();
     let tokenizer = &opened.checkpoint.tokenizer;

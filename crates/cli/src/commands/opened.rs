@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::Args;
 use mixse_model::{
-    decoder::{Decoder, LoadOptions, Precision},
+    engine::{Engine, LoadOptions, Precision},
     expert_set::ExpertSet,
     generate::Runner,
     mixture::{Mixture, Routing},
@@ -34,16 +34,16 @@ pub(crate) struct ModelFlags {
         default_value = "smollm2-135m-instruct"
     )]
     pub(crate) model: String,
-    /// Where tensors live; another device than cpu needs a build for it (see `mixse doctor`).
+    /// Where the model is held and computes; so far cpu alone.
     #[arg(long, value_enum, default_value_t = Device::Cpu)]
     pub(crate) device: Device,
-    /// How frozen weights are kept: f32, bf16, int8 or int4. Other devices than cpu have f32, and bf16 as rounded f32.
+    /// How frozen weights are kept: f32, bf16, int8 or int4.
     #[arg(long, value_name = "KIND", default_value = "bf16", value_parser = parse_name::<Precision>)]
     pub(crate) precision: Precision,
     /// Number of threads, or `all`; results do not depend on it.
     #[arg(long, value_name = "N", default_value = "all")]
     pub(crate) threads: Threads,
-    /// Run the portable operations on the processor too, the reference that other devices use.
+    /// Run the portable operations, the slow reference of the tests; needs a build with the feature `reference`.
     #[arg(long)]
     pub(crate) portable: bool,
     #[command(flatten)]
@@ -64,7 +64,7 @@ pub(crate) struct ExpertFlags {
 /// A loaded model.
 pub(crate) struct Opened {
     pub(crate) checkpoint: Checkpoint,
-    pub(crate) decoder: Decoder,
+    pub(crate) engine: Engine,
     pub(crate) mixture: Option<Mixture>,
 }
 
@@ -120,8 +120,8 @@ impl ModelFlags {
     fn load(&self, path: &Path, options: &LoadOptions) -> anyhow::Result<Opened> {
         mixse_kernels::pool::set_threads(self.threads.count());
         let checkpoint = Checkpoint::open(path)?;
-        let decoder = Decoder::load(&checkpoint, options)?;
-        Ok(Opened { checkpoint, decoder, mixture: None })
+        let engine = Engine::load(&checkpoint, options)?;
+        Ok(Opened { checkpoint, engine, mixture: None })
     }
 }
 
@@ -170,18 +170,17 @@ pub(crate) fn run_parts(run: &Path) -> anyhow::Result<RunParts> {
 impl Opened {
     /// The mixture of the adapters in `experts` with the router in `router`.
     fn assemble(&self, experts: &[PathBuf], router: Option<&Path>) -> anyhow::Result<Mixture> {
-        let config = &self.decoder.config;
+        let config = &self.engine.config;
         let read = experts
             .iter()
             .map(|dir| peft::read_for(dir, &self.checkpoint))
             .collect::<mixse_model::Result<Vec<_>>>()?;
-        let set = ExpertSet::new(&read, config, self.decoder.device())?;
+        let set = ExpertSet::new(&read, config)?;
         let routing = match router {
             None => Routing::All,
             Some(dir) => {
                 let hash = self.checkpoint.hash()?;
-                let device = self.decoder.device();
-                Routing::Learned(router_files::read(dir, &set.names, config, Some(&hash), device)?)
+                Routing::Learned(router_files::read(dir, &set.names, config, Some(&hash))?)
             }
         };
         Ok(Mixture { experts: set, routing })
@@ -189,7 +188,7 @@ impl Opened {
 
     /// The model as something that generates and scores.
     pub(crate) fn runner(&self) -> Runner<'_> {
-        Runner::new(&self.decoder, &self.checkpoint.tokenizer, self.mixture.as_ref())
+        Runner::new(&self.engine, &self.checkpoint.tokenizer, self.mixture.as_ref())
     }
 }
 

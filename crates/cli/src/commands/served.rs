@@ -34,7 +34,7 @@ pub(crate) struct Served {
 impl ServedFlags {
     pub(crate) fn open(&self) -> anyhow::Result<Served> {
         let stored = RunDirectory::stored_config(Path::new(&self.model.model))?;
-        let Opened { checkpoint, decoder, mixture } = self.model.open(&self.experts)?;
+        let Opened { checkpoint, engine, mixture } = self.model.open(&self.experts)?;
         let own_template = checkpoint.tokenizer.has_chat_template();
         let usual = if own_template { Style::Chat } else { Style::Completion };
         let style = self.style.or(stored.map(|config| config.style)).unwrap_or(usual);
@@ -50,6 +50,6 @@ impl ServedFlags {
             }
         };
         let prompter = Prompter { style, template: InstructionTemplate::built_in()? };
-        Ok(Served { model: Arc::new(Model { checkpoint, decoder, variants }), prompter })
+        Ok(Served { model: Arc::new(Model { checkpoint, base: engine, variants }), prompter })
     }
 }

@@ -4,7 +4,7 @@ use std::{ops::ControlFlow, path::PathBuf};
 
 use clap::{Args, Subcommand};
 use mixse_model::{
-    decoder::Memory,
+    engine::Memory,
     expert::{Expert, LoraConfig},
     expert_set::ExpertSet,
     peft::{self, Origin},
@@ -221,12 +221,12 @@ fn expert(args: &ExpertArgs) -> anyhow::Result<()> {
                 return Err(usage_error(fault));
             }
             let name = common.out.file_name().map_or("expert".into(), |n| n.to_string_lossy());
-            Expert::init(&name, &lora, &opened.decoder.config, common.seed)?
+            Expert::init(&name, &lora, &opened.engine.config, common.seed)?
         }
     };
     let config = common.config();
     let job = Job {
-        decoder: &opened.decoder,
+        engine: &opened.engine,
         rows: &rows,
         config: &config,
         seed: common.seed,
@@ -238,7 +238,7 @@ fn expert(args: &ExpertArgs) -> anyhow::Result<()> {
         return Err(usage_error("the training was stopped"));
     };
     let origin = Origin { name: trained.name.clone(), base_hash: hash };
-    peft::write(&trained, &opened.decoder.config, &common.model.model, &origin, &common.out)?;
+    peft::write(&trained, &opened.engine.config, &common.model.model, &origin, &common.out)?;
     common.report(&history)
 }
 
@@ -247,17 +247,16 @@ fn router(args: &RouterArgs) -> anyhow::Result<()> {
     let rows = read_rows(&common.ids_data)?;
     let opened = common.model.open_base()?;
     let hash = opened.checkpoint.hash()?;
-    let model = &opened.decoder.config;
-    let device = opened.decoder.device();
+    let model = &opened.engine.config;
     let experts = args
         .experts
         .experts
         .iter()
         .map(|dir| peft::read_for(dir, &opened.checkpoint))
         .collect::<mixse_model::Result<Vec<_>>>()?;
-    let set = ExpertSet::new(&experts, model, device)?;
+    let set = ExpertSet::new(&experts, model)?;
     let start = match &args.experts.router {
-        Some(dir) => router_files::read(dir, &set.names, model, Some(&hash), device)?,
+        Some(dir) => router_files::read(dir, &set.names, model, Some(&hash))?,
         None => {
             let gate = GateConfig {
                 top_k: args.top_k,
@@ -266,12 +265,12 @@ fn router(args: &RouterArgs) -> anyhow::Result<()> {
                 ..GateConfig::default()
             };
             let config = RouterConfig { input: args.input, gate, ..RouterConfig::default() };
-            Router::init(&config, &set.names, model, common.seed, device)?
+            Router::init(&config, &set.names, model, common.seed)?
         }
     };
     let config = common.config();
     let job = Job {
-        decoder: &opened.decoder,
+        engine: &opened.engine,
         rows: &rows,
         config: &config,
         seed: common.seed,

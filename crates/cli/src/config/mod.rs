@@ -15,7 +15,7 @@ use std::{fmt, num::NonZeroUsize, str::FromStr};
 
 use clap::ValueEnum;
 use mixse_model::{
-    decoder::Precision,
+    engine::Precision,
     router::{RouterConfig, Score},
 };
 use mixse_selfmoe::{
@@ -43,7 +43,7 @@ pub(crate) struct Config {
     /// Every random choice follows from it.
     pub(crate) seed: u64,
     pub(crate) device: Device,
-    /// Run the portable operations on the processor too (other devices always do): slow, for comparison.
+    /// Run the portable operations, the slow reference of the tests; needs a build with the feature `reference`.
     pub(crate) portable: bool,
     pub(crate) precision: Precision,
     pub(crate) threads: Threads,
@@ -275,15 +275,15 @@ impl Preset {
     }
 }
 
-/// Where tensors live.
+/// Where a model is held and computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Device {
     /// The processor.
     Cpu,
-    /// NVIDIA (needs a build with the feature `cuda`).
+    /// NVIDIA (to come).
     Cuda,
-    /// Apple (needs a build with the feature `metal`).
+    /// Apple (to come).
     Metal,
 }
 

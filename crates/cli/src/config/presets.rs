@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use mixse_model::{
-    decoder::Precision,
+    engine::Precision,
     expert::LoraConfig,
     router::{GateScale, RouterConfig},
 };

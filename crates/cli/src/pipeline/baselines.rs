@@ -149,7 +149,7 @@ impl Pipeline {
             Form::Product if merging.is_exact_as_adapter() => merge::Form::Exact,
             Form::Product => merge::Form::Truncated { rank: experts.iter().map(|e| e.config.rank).sum() },
         };
-        let model = &self.models.decoder()?.config;
+        let model = &self.models.engine()?.config;
         let MergedExpert { expert: merged, relative_error } =
             merge_experts(id, &experts, model, &weights, merging.method, form)?;
         if let Some(error) = relative_error {
@@ -171,7 +171,7 @@ impl Pipeline {
     pub(super) fn merged_weights(&self, merging: &Merging, run: &Path) -> anyhow::Result<merge::Deltas> {
         let experts = self.read_experts(run)?;
         let weights = merging.weights(experts.len());
-        Ok(merged_weights(&experts, &self.models.decoder()?.config, &weights, merging.method)?)
+        Ok(merged_weights(&experts, &self.models.engine()?.config, &weights, merging.method)?)
     }
 
     fn joint_task(&self, id: String) -> Task<'_> {

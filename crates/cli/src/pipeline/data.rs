@@ -396,7 +396,7 @@ impl Pipeline {
         let selection = Selection { tasks, rejected, funnel };
         let model = match self.writer(domain, round, work.run())? {
             None => self.models.hash()?.to_owned(),
-            Some(expert) => format!("{}+{}", self.models.hash()?, expert.fingerprint()?),
+            Some(expert) => format!("{}+{}", self.models.hash()?, expert.fingerprint()),
         };
         let judged = match self.config.generation.answer_format {
             true => domain.clone(),

@@ -9,7 +9,7 @@ use mixse_eval::{
     sandbox::{self, Launcher, Limits, Policy, Sandbox},
 };
 use mixse_model::{
-    decoder::Decoder,
+    engine::Engine,
     generate::Runner,
     language::{Request, Sampling},
     mixture::Mixture,
@@ -104,7 +104,7 @@ enum Prepared {
     Base,
     Mixture(Mixture),
     /// A base with changed weights.
-    Merged(Decoder),
+    Merged(Engine),
 }
 
 impl Pipeline {
@@ -161,7 +161,7 @@ impl Pipeline {
         let runner = match &prepared {
             Prepared::Base => self.models.runner(None)?,
             Prepared::Mixture(mixture) => self.models.runner(Some(mixture))?,
-            Prepared::Merged(decoder) => Runner::new(decoder, self.models.tokenizer()?, None),
+            Prepared::Merged(engine) => Runner::new(engine, self.models.tokenizer()?, None),
         };
         let runs_code = |item: &Example| matches!(item.answer, Some(Answer::Code { .. }));
         let sandbox = if self.domains.iter().any(|d| self.outline().check_items(d).iter().any(runs_code)) {

@@ -4,7 +4,7 @@ use std::{cell::OnceCell, path::PathBuf};
 
 use anyhow::Context;
 use mixse_model::{
-    decoder::{Decoder, LoadOptions, Precision},
+    engine::{Engine, LoadOptions, Precision},
     generate::Runner,
     mixture::Mixture,
     peft,
@@ -42,7 +42,7 @@ struct Opened {
     checkpoint: Checkpoint,
     hash: String,
     options: LoadOptions,
-    decoder: OnceCell<Decoder>,
+    engine: OnceCell<Engine>,
 }
 
 impl Models {
@@ -60,7 +60,7 @@ impl Models {
         checkpoint.tokenizer.encode("", Bos::Never).with_context(|| format!("{}", path.display()))?;
         let hash = checkpoint.hash()?;
         mixse_kernels::pool::set_threads(config.threads.count());
-        let opened = Opened { path, checkpoint, hash, options, decoder: OnceCell::new() };
+        let opened = Opened { path, checkpoint, hash, options, engine: OnceCell::new() };
         Ok(Self { opened: Some(opened), ..Self::named(config) })
     }
 
@@ -84,25 +84,25 @@ impl Models {
         Ok(&self.opened()?.checkpoint.tokenizer)
     }
 
-    pub(super) fn decoder(&self) -> anyhow::Result<&Decoder> {
+    pub(super) fn engine(&self) -> anyhow::Result<&Engine> {
         let opened = self.opened()?;
-        if opened.decoder.get().is_none() {
-            let decoder = Decoder::load(&opened.checkpoint, &opened.options)?;
+        if opened.engine.get().is_none() {
+            let engine = Engine::load(&opened.checkpoint, &opened.options)?;
             // Set only here, and this is one thread.
-            let _ = opened.decoder.set(decoder);
+            let _ = opened.engine.set(engine);
         }
-        opened.decoder.get().context("the model was not kept")
+        opened.engine.get().context("the model was not kept")
     }
 
     /// The base with changes of its weights merged in, held as 32-bit floats: rounding the sums would lose part of the
     /// changes, which are small beside the weights.
-    pub(super) fn merged(&self, deltas: Deltas) -> anyhow::Result<Decoder> {
+    pub(super) fn merged(&self, deltas: Deltas) -> anyhow::Result<Engine> {
         let opened = self.opened()?;
         let checkpoint = Checkpoint::open(&opened.path)?.with_deltas(deltas)?;
-        Ok(Decoder::load(&checkpoint, &LoadOptions { precision: Precision::F32, ..opened.options.clone() })?)
+        Ok(Engine::load(&checkpoint, &LoadOptions { precision: Precision::F32, ..opened.options })?)
     }
 
     pub(super) fn runner<'a>(&'a self, mixture: Option<&'a Mixture>) -> anyhow::Result<Runner<'a>> {
-        Ok(Runner::new(self.decoder()?, self.tokenizer()?, mixture))
+        Ok(Runner::new(self.engine()?, self.tokenizer()?, mixture))
     }
 }

@@ -1,12 +1,9 @@
 //! Figures about each domain's rows: how varied they are, and whether they hold evaluation text.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{fs, path::Path};
 
 use anyhow::Context;
-use mixse_model::{
-    decoder::{Memory, Ragged, Wanted},
-    tokenizer::Bos,
-};
+use mixse_model::tokenizer::Bos;
 use mixse_selfmoe::{
     domain::Domain,
     jsonl,
@@ -78,12 +75,7 @@ impl Pipeline {
     fn embedding(&self, text: &str) -> anyhow::Result<(Vec<f32>, usize)> {
         let mut ids = self.models.tokenizer()?.encode(text, Bos::Model)?;
         ids.truncate(MAX_TOKENS);
-        let decoder = self.models.decoder()?;
-        let ragged = Arc::new(Ragged::whole([ids.len()]));
-        let nothing = Wanted { experts: false, gates: false };
-        let hidden = decoder.hidden(&ids, &ragged, None, Memory::Recompute, nothing)?;
-        let mean = decoder.final_norm(&hidden)?.mean(0)?;
-        Ok((mean.to_vec1()?, ids.len()))
+        Ok((self.models.engine()?.mean_hidden(&ids)?, ids.len()))
     }
 }
 

@@ -159,7 +159,7 @@ impl Pipeline {
         let mut watch = Watch::new(work, &label, "rows", rows.len());
         let (router, training) = (&section.router, &section.training);
         let found = DomainMoments::of(
-            self.models.decoder()?,
+            self.models.engine()?,
             &rows,
             router,
             training.max_tokens,
@@ -214,21 +214,15 @@ impl Pipeline {
         root: &Path,
         run: &Path,
     ) -> anyhow::Result<Router> {
-        let decoder = self.models.decoder()?;
-        let (names, model, device) = (self.names(), &decoder.config, decoder.device());
+        let engine = self.models.engine()?;
+        let (names, model) = (self.names(), &engine.config);
         match section.fit {
             Fit::LmLoss => {
-                return Ok(Router::init(
-                    &section.router,
-                    &names,
-                    model,
-                    self.training_seed("router"),
-                    device,
-                )?);
+                return Ok(Router::init(&section.router, &names, model, self.training_seed("router"))?);
             }
             Fit::Arrow => {
                 let experts = self.read_experts(&run.join(root))?;
-                return Ok(arrow::router(&section.router, &experts, model, device)?);
+                return Ok(arrow::router(&section.router, &experts, model)?);
             }
             Fit::Ridge | Fit::RidgeThenLmLoss => {}
         }
@@ -240,6 +234,6 @@ impl Pipeline {
         if moments.is_empty() {
             bail!("there are no domains to fit a router to");
         }
-        Ok(fit_ridge(&section.router, &section.ridge, &names, &moments, model, device)?)
+        Ok(fit_ridge(&section.router, &section.ridge, &names, &moments, model)?)
     }
 }

@@ -8,7 +8,7 @@ use mixse_eval::{
     report::{Routing, RoutingRow, Sample, Token},
 };
 use mixse_model::{
-    decoder::Ragged,
+    engine::Ragged,
     mixture::Mixture,
     tokenizer::{Bos, TextStream},
 };
@@ -81,7 +81,7 @@ impl Pipeline {
         let response = tokenizer.encode(&row.response, Bos::Never)?;
         let ids: Vec<u32> = prompt.iter().chain(&response).copied().collect();
         let ragged = Arc::new(Ragged::with_prompts([(prompt.len(), ids.len())]));
-        let gates = self.models.decoder()?.route(&ids, &ragged, mixture)?;
+        let gates = self.models.engine()?.route(&ids, &ragged, mixture)?;
         let experts = mixture.experts.len();
         let blocks = gates.len() as f32;
         let mut text = TextStream::default();

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use mixse_model::{
-    decoder::{Decoder, Memory},
+    engine::{Engine, Memory},
     expert::Expert,
     expert_set::ExpertSet,
     memory::kept_bytes,
@@ -177,17 +177,17 @@ impl Pipeline {
     pub(super) fn train_expert(&self, training: &ExpertTraining<'_>, work: &Work<'_>) -> TaskResult {
         let data = work.run().join(&training.data);
         let rows = self.training_rows(training.domains, training.corpus, &data)?;
-        let decoder = self.models.decoder()?;
+        let engine = self.models.engine()?;
         let section = self.expert_section(training.domains);
         let seed = self.training_seed(&format!("expert/{}", training.name));
-        let start = Expert::init(training.name, &section.lora, &decoder.config, seed)?;
-        let before = decoder.weights_hash()?;
+        let start = Expert::init(training.name, &section.lora, &engine.config, seed)?;
+        let before = engine.weights_hash();
         let state = work.scratch().join("training");
         let job = self.job(&rows, &section.training, section.lora.rank, seed, &state, work)?;
         let mut watch = Training::new(work, &format!("expert {}", training.name));
         let outcome = train_expert(job, &start, &mut |report| watch.step(report))?;
         let (expert, history) = watch.finish(outcome)?;
-        check_expert(decoder, &expert, &before, &rows[0])?;
+        check_expert(engine, &expert, &before, &rows[0])?;
         self.write_expert(&expert, &work.output(&training.adapter)?)?;
         Ok(LossFile::from(history).write(&work.output(&training.losses)?)?)
     }
@@ -196,14 +196,14 @@ impl Pipeline {
     pub(super) fn train_jointly(&self, root: &Path, losses_file: &Path, work: &Work<'_>) -> TaskResult {
         let domains: Vec<&Domain> = self.own_domains().iter().collect();
         let rows = self.training_rows(&domains, Corpus::Synthetic, work.run())?;
-        let decoder = self.models.decoder()?;
+        let engine = self.models.engine()?;
         let section = self.config.expert.common();
         let start = self
             .names()
             .iter()
             .map(|name| {
                 let seed = self.training_seed(&format!("expert/{name}"));
-                Expert::init(name, &self.config.expert.of(name).lora, &decoder.config, seed)
+                Expert::init(name, &self.config.expert.of(name).lora, &engine.config, seed)
             })
             .collect::<mixse_model::Result<Vec<_>>>()?;
         let router = self.router_start(&self.config.router, &files::main(), work.run())?;
@@ -233,14 +233,14 @@ impl Pipeline {
         state: &'j Path,
         work: &Work<'_>,
     ) -> anyhow::Result<Job<'j>> {
-        let decoder = self.models.decoder()?;
-        let memory = self.training_memory(decoder, rows, config, ranks, work);
+        let engine = self.models.engine()?;
+        let memory = self.training_memory(engine, rows, config, ranks, work);
         let tokens: usize =
             rows.iter().map(|row| (row.prompt_ids.len() + row.target_ids.len()).min(config.max_tokens)).sum();
-        let states = (tokens * decoder.config.hidden_size * size_of::<f32>()) as u64;
+        let states = (tokens * engine.config.hidden_size * size_of::<f32>()) as u64;
         // The passes need the larger part.
         let keep_states = self.training_room().is_none_or(|room| states <= room / 4);
-        Ok(Job { decoder, rows, config, seed, memory, keep_states, state: Some(state) })
+        Ok(Job { engine, rows, config, seed, memory, keep_states, state: Some(state) })
     }
 
     /// The ranks of all experts together.
@@ -252,7 +252,7 @@ impl Pipeline {
     /// all. The choice changes time and memory, not results; it is recorded with the task.
     fn training_memory(
         &self,
-        decoder: &Decoder,
+        engine: &Engine,
         rows: &[TrainRow],
         config: &TrainConfig,
         ranks: usize,
@@ -263,7 +263,7 @@ impl Pipeline {
         let all: usize = rows.iter().map(|row| row.prompt_ids.len() + row.target_ids.len()).sum();
         // A pass holds rows up to `pass_tokens`, and one row in any case.
         let tokens = config.pass_tokens.max(longest).min(all);
-        let needed = kept_bytes(&decoder.config, tokens, ranks);
+        let needed = kept_bytes(&engine.config, tokens, ranks);
         let room = self.training_room();
         let recompute = room.is_some_and(|room| needed > room);
         work.record("kept_bytes", if recompute { 0.0 } else { needed as f64 });
@@ -292,8 +292,8 @@ impl Pipeline {
 
     pub(super) fn write_expert(&self, expert: &Expert, directory: &Path) -> anyhow::Result<()> {
         let origin = peft::Origin { name: expert.name.clone(), base_hash: self.models.hash()?.to_owned() };
-        let decoder = self.models.decoder()?;
-        Ok(peft::write(expert, &decoder.config, self.models.name(), &origin, directory)?)
+        let engine = self.models.engine()?;
+        Ok(peft::write(expert, &engine.config, self.models.name(), &origin, directory)?)
     }
 
     /// The rows of some domains as token ids, each with the place of its domain in the list.
@@ -356,15 +356,15 @@ impl Pipeline {
     }
 
     pub(super) fn expert_set(&self, root: &Path) -> anyhow::Result<ExpertSet> {
-        let decoder = self.models.decoder()?;
-        Ok(ExpertSet::new(&self.read_experts(root)?, &decoder.config, decoder.device())?)
+        let engine = self.models.engine()?;
+        Ok(ExpertSet::new(&self.read_experts(root)?, &engine.config)?)
     }
 
     /// One adapter alone.
     pub(super) fn one_adapter(&self, directory: &Path) -> anyhow::Result<Mixture> {
-        let decoder = self.models.decoder()?;
+        let engine = self.models.engine()?;
         let expert = self.read_expert(directory)?;
-        Ok(Mixture::all(ExpertSet::new(&[expert], &decoder.config, decoder.device())?))
+        Ok(Mixture::all(ExpertSet::new(&[expert], &engine.config)?))
     }
 
     /// All experts below `root`, chosen at random.
@@ -374,9 +374,9 @@ impl Pipeline {
 
     /// All experts below `experts` with the router in `router`.
     pub(super) fn mixture(&self, experts: &Path, router: &Path) -> anyhow::Result<Mixture> {
-        let decoder = self.models.decoder()?;
+        let engine = self.models.engine()?;
         let hash = Some(self.models.hash()?);
-        let router = router_files::read(router, &self.names(), &decoder.config, hash, decoder.device())?;
+        let router = router_files::read(router, &self.names(), &engine.config, hash)?;
         Ok(Mixture { experts: self.expert_set(experts)?, routing: Routing::Learned(router) })
     }
 }

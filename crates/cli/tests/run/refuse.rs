@@ -134,10 +134,8 @@ fn wrong_configurations() {
     });
 }
 
-/// Which devices a binary has is decided when it is built; tests are built for the processor alone.
-#[cfg(not(any(feature = "cuda", feature = "metal")))]
 #[test]
-fn devices_that_were_not_built() {
+fn devices_without_a_backend() {
     let sandbox = tiny::sandbox();
     let check = |arguments: &[&str], parts: &[&str]| {
         let output = sandbox.mixse(arguments);
@@ -148,8 +146,7 @@ fn devices_that_were_not_built() {
         assert_eq!(output.stdout, "", "{arguments:?}");
     };
     for device in ["cuda", "metal"] {
-        let build = format!("cargo build --release --features {device}");
-        let parts: [&str; 3] = [device, &build, "--device cpu"];
+        let parts: [&str; 3] = [device, "no backend", "--device cpu"];
         check(&["run", "-c", "mixse.toml", "--out", "run", "--device", device], &parts);
         let logits = ["inspect", "logits", "--model", "model", "--ids", "1,2", "--device", device];
         check(&logits, &parts);

@@ -1,22 +1,11 @@
 //! The rows of a batch: they join, are continued a token at a time, and leave, each on its own.
 
-use std::{
-    borrow::Borrow,
-    collections::VecDeque,
-    sync::atomic::{AtomicU32, Ordering},
-};
-
-use mixse_kernels::{
-    loss::argmax,
-    pool,
-    sample::{self, sample},
-};
+use std::{borrow::Borrow, collections::VecDeque};
 
 use super::Runner;
 use crate::{
     Result,
-    cache::SequenceId,
-    decoder::Session,
+    engine::{Ask, Choice, Draw, SequenceId, Session},
     language::{Completion, Finish, LanguageModel, Request, Sampling},
 };
 
@@ -27,7 +16,7 @@ const SAMPLING: u64 = 0x5a4d_504c;
 /// alone. `R` is a [`Request`] or something that holds one.
 pub struct Batch<'a, R> {
     runner: Runner<'a>,
-    pub(super) session: Session<'a>,
+    pub(super) session: Box<dyn Session + 'a>,
     rows: Vec<Row<R>>,
     parts: Parts,
 }
@@ -73,16 +62,35 @@ struct Row<R> {
     limit: usize,
 }
 
+impl<R: Borrow<Request>> Row<R> {
+    /// How its next token is chosen.
+    fn draw(&self) -> Draw {
+        match self.request.borrow().sampling {
+            Sampling::Greedy => Draw::Greedy,
+            Sampling::TopP { temperature, top_p, stream } => {
+                let uniform = crate::random::uniform(stream, SAMPLING, self.generated.len() as u64);
+                Draw::TopP { temperature, top_p, uniform }
+            }
+        }
+    }
+}
+
 impl<'a, R: Borrow<Request>> Batch<'a, R> {
     /// A batch without rows.
-    pub fn new(runner: Runner<'a>) -> Self {
-        let session = Session::new(runner.decoder, runner.mixture);
-        Self { runner, session, rows: Vec::new(), parts: Parts::Untold }
+    ///
+    /// # Errors
+    /// The model cannot be used.
+    pub fn new(runner: Runner<'a>) -> Result<Self> {
+        let session = runner.engine.session(runner.mixture)?;
+        Ok(Self { runner, session, rows: Vec::new(), parts: Parts::Untold })
     }
 
     /// The same, telling each token with the experts' parts in it.
-    pub fn telling_parts(runner: Runner<'a>) -> Self {
-        Self { parts: Parts::Told, ..Self::new(runner) }
+    ///
+    /// # Errors
+    /// As [`Batch::new`].
+    pub fn telling_parts(runner: Runner<'a>) -> Result<Self> {
+        Ok(Self { parts: Parts::Told, ..Self::new(runner)? })
     }
 
     /// Rows in the batch.
@@ -164,14 +172,13 @@ impl<'a, R: Borrow<Request>> Batch<'a, R> {
 
     /// The forward pass. Returns a next token for each row whose prompt is complete.
     fn advance(&mut self, events: &mut Vec<Event>) -> Result<Vec<Option<u32>>> {
-        let decoder = self.runner.decoder;
         let mut budget = self.runner.limits.tokens.max(1);
         let whole_prompts = self.runner.needs_whole_prompts();
         let mut work: Vec<(SequenceId, Vec<u32>)> = Vec::with_capacity(self.rows.len());
         // Rows that read a generated token, with its place in the pass.
         let mut reading = Vec::new();
         let mut predicting = Vec::new();
-        let mut last_rows = Vec::new();
+        let mut choices = Vec::new();
         let mut total = 0;
         for (at, row) in self.rows.iter_mut().enumerate() {
             // A prompt that must stay whole may go over the limit, but not when there is nothing left of it.
@@ -188,44 +195,23 @@ impl<'a, R: Borrow<Request>> Batch<'a, R> {
             work.push((row.sequence, row.pending.drain(..count).collect()));
             if row.pending.is_empty() && row.limit > 0 {
                 predicting.push(at);
-                last_rows.push(total - 1);
+                choices.push(Choice { row: total - 1, draw: row.draw() });
             }
         }
         let steps: Vec<(SequenceId, &[u32])> = work.iter().map(|(id, ids)| (*id, &ids[..])).collect();
-        let hidden = match self.parts {
-            Parts::Untold => self.session.step(&steps)?,
-            Parts::Told => {
-                let (hidden, gates) = self.session.step_with_gates(&steps)?;
-                let experts = self.runner.mixture.map_or(0, |mixture| mixture.experts.len());
-                events.extend(reading.into_iter().map(|(row, id, at)| Event::Token {
-                    row,
-                    id,
-                    parts: parts(&gates, at, experts),
-                }));
-                hidden
-            }
-        };
-        let logits = decoder.logits(&hidden, &last_rows)?;
-        let vocabulary = decoder.config.vocab_size;
-        let choices: Vec<(Sampling, u64)> = predicting
-            .iter()
-            .map(|&at| (self.rows[at].request.borrow().sampling, self.rows[at].generated.len() as u64))
-            .collect();
-        let chosen: Vec<AtomicU32> = predicting.iter().map(|_| AtomicU32::new(0)).collect();
-        pool::parallel_for(predicting.len(), |i| {
-            let logits = &logits[i * vocabulary..(i + 1) * vocabulary];
-            let token = match choices[i] {
-                (Sampling::Greedy, _) => argmax(logits),
-                (Sampling::TopP { temperature, top_p, stream }, position) => {
-                    let u = crate::random::uniform(stream, SAMPLING, position);
-                    sample(logits, sample::Sampling { temperature, top_p }, u)
-                }
-            };
-            chosen[i].store(token, Ordering::Relaxed);
-        });
+        let ask = Ask { choices: &choices, gates: self.parts == Parts::Told, ..Ask::default() };
+        let found = self.session.step(&steps, &ask)?;
+        if self.parts == Parts::Told {
+            let experts = self.runner.mixture.map_or(0, |mixture| mixture.experts.len());
+            events.extend(reading.into_iter().map(|(row, id, at)| Event::Token {
+                row,
+                id,
+                parts: parts(&found.gates, at, experts),
+            }));
+        }
         let mut next = vec![None; self.rows.len()];
-        for (&at, token) in predicting.iter().zip(chosen) {
-            next[at] = Some(token.into_inner());
+        for (&at, token) in predicting.iter().zip(found.chosen) {
+            next[at] = Some(token);
         }
         Ok(next)
     }

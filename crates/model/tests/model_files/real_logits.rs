@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use mixse_model::{
-    decoder::{Decoder, LoadOptions, Memory, Precision, Ragged, Session, Wanted},
+    engine::{Ask, Choice, Draw, Engine, LoadOptions, Precision, Ragged},
     weights::Checkpoint,
 };
 use serde::Deserialize;
@@ -31,11 +31,10 @@ struct Fixture {
 }
 
 /// Logits `[ids, vocabulary]` of a text.
-fn logits(decoder: &Decoder, ids: &[u32]) -> Vec<f32> {
+fn logits(engine: &Engine, ids: &[u32]) -> Vec<f32> {
     let ragged = Arc::new(Ragged::whole([ids.len()]));
-    let nothing = Wanted { experts: false, gates: false };
-    let hidden = decoder.hidden(ids, &ragged, None, Memory::Recompute, nothing).unwrap();
-    decoder.logits(&hidden, &(0..ids.len()).collect::<Vec<_>>()).unwrap()
+    let rows: Vec<usize> = (0..ids.len()).collect();
+    engine.whole(ids, &ragged, None, &Ask { logits: &rows, ..Ask::default() }).unwrap().logits
 }
 
 fn log_probability(logits: &[f32], id: u32) -> f32 {
@@ -51,17 +50,18 @@ fn mean_difference(fixture: &Fixture, all: &[f32], vocabulary: usize) -> f32 {
     differences.sum::<f32>() / fixture.log_probabilities.len() as f32
 }
 
-fn greedy(decoder: &Decoder, prompt: &[u32], count: usize) -> Vec<u32> {
-    let mut session = Session::new(decoder, None);
+fn greedy(engine: &Engine, prompt: &[u32], count: usize) -> Vec<u32> {
+    let mut session = engine.session(None).unwrap();
     let sequence = session.start();
     let mut pending = prompt.to_vec();
     let mut made = Vec::new();
     while made.len() < count {
-        let hidden = session.step(&[(sequence, &pending)]).unwrap();
-        let logits = decoder.logits(&hidden, &[pending.len() - 1]).unwrap();
-        let best = (0..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best });
-        made.push(best as u32);
-        pending = vec![best as u32];
+        let choices = [Choice { row: pending.len() - 1, draw: Draw::Greedy }];
+        pending = session
+            .step(&[(sequence, &pending)], &Ask { choices: &choices, ..Ask::default() })
+            .unwrap()
+            .chosen;
+        made.extend(&pending);
     }
     made
 }
@@ -71,23 +71,23 @@ fn check(name: &str, fixture: &str) {
     let fixture: Fixture = serde_json::from_str(fixture).unwrap();
     let checkpoint = Checkpoint::open(&path).unwrap();
     let load =
-        |precision| Decoder::load(&checkpoint, &LoadOptions { precision, ..LoadOptions::default() }).unwrap();
+        |precision| Engine::load(&checkpoint, &LoadOptions { precision, ..LoadOptions::default() }).unwrap();
 
-    let decoder = load(Precision::F32);
-    let vocabulary = decoder.config.vocab_size;
-    let all = logits(&decoder, &fixture.ids);
+    let engine = load(Precision::F32);
+    let vocabulary = engine.config.vocab_size;
+    let all = logits(&engine, &fixture.ids);
     for (row, theirs) in all.chunks(vocabulary).step_by(fixture.every).zip(&fixture.logits) {
         let ours = row.iter().step_by(fixture.step);
         let worst = ours.zip(theirs).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
         assert!(worst <= LOGIT_BOUND, "{name}: logits differ by {worst}");
     }
     assert!(mean_difference(&fixture, &all, vocabulary) < LOGIT_BOUND, "{name}");
-    let made = greedy(&decoder, &fixture.ids[..fixture.prompt], fixture.greedy.len());
+    let made = greedy(&engine, &fixture.ids[..fixture.prompt], fixture.greedy.len());
     assert_eq!(made, fixture.greedy, "{name}");
-    drop((decoder, all));
+    drop((engine, all));
 
-    let decoder = load(Precision::Bf16);
-    let difference = mean_difference(&fixture, &logits(&decoder, &fixture.ids), vocabulary);
+    let engine = load(Precision::Bf16);
+    let difference = mean_difference(&fixture, &logits(&engine, &fixture.ids), vocabulary);
     assert!(difference < BF16_LOG_PROBABILITY_BOUND, "{name} in bf16: mean |Δ log p| is {difference}");
 }
 

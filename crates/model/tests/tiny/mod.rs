@@ -7,9 +7,8 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use candle_core::Device;
 use mixse_model::{
-    decoder::{Decoder, LoadOptions, Precision},
+    engine::{Engine, LoadOptions, Precision, Processor},
     expert::Expert,
     files::{self, NamedTensor},
     peft, random,
@@ -103,37 +102,45 @@ pub(crate) fn write_adapter(dir: &Path, tag: &str, rank: usize, alpha: usize) {
     files::write_json(&dir.join("adapter_config.json"), &config).unwrap();
 }
 
-pub(crate) fn load(dir: &Path, portable: bool) -> Decoder {
-    let options = LoadOptions { precision: Precision::F32, device: Device::Cpu, portable };
-    Decoder::load(&Checkpoint::open(dir).unwrap(), &options).unwrap()
+pub(crate) fn load(dir: &Path, processor: Processor) -> Engine {
+    let options = LoadOptions { precision: Precision::F32, processor };
+    Engine::load(&Checkpoint::open(dir).unwrap(), &options).unwrap()
 }
 
 /// The three adapters of the fixtures, written beside `model` and read back.
-pub(crate) fn experts(model: &Path, decoder: &Decoder) -> Vec<Expert> {
+pub(crate) fn experts(model: &Path, engine: &Engine) -> Vec<Expert> {
     [(4, 8), (4, 8), (3, 5)]
         .into_iter()
         .enumerate()
         .map(|(i, (rank, alpha))| {
             let dir = model.with_file_name(format!("e{i}"));
             write_adapter(&dir, &format!("e{i}"), rank, alpha);
-            peft::read(&dir, &decoder.config).unwrap()
+            peft::read(&dir, &engine.config).unwrap()
         })
         .collect()
 }
 
-/// Runs `test(what, case, ids, model directory, portable)` for every case and both bodies.
-pub(crate) fn each_case(test: impl Fn(&str, &Case, &[u32], &Path, bool)) {
+/// Runs `test(what, case, ids, model directory, processor)` for every case, on every backend and on the reference.
+pub(crate) fn each_case(test: impl Fn(&str, &Case, &[u32], &Path, Processor)) {
     let fixtures = fixtures();
     for (name, case) in &fixtures.cases {
         let dir = tempfile::tempdir().unwrap();
         let model = dir.path().join("model");
         files::create_dir(&model).unwrap();
         write_model(case, &model);
-        for portable in [true, false] {
-            let what = format!("{name} ({})", if portable { "portable" } else { "fused" });
-            test(&what, case, &fixtures.ids, &model, portable);
+        for processor in [Processor::Reference, Processor::Cpu] {
+            test(&format!("{name} ({processor:?})"), case, &fixtures.ids, &model, processor);
         }
     }
+}
+
+/// As [`each_case`], on every backend but the reference, which is given beside it.
+pub(crate) fn each_backend(test: impl Fn(&str, &[u32], &Path, &Engine, &Engine)) {
+    each_case(|what, _, ids, model, processor| {
+        if processor != Processor::Reference {
+            test(what, ids, model, &load(model, processor), &load(model, Processor::Reference));
+        }
+    });
 }
 
 /// Fails where two rows of values differ by 1e-4.

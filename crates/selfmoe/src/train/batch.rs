@@ -1,9 +1,9 @@
 //! From rows to batches: which rows a step takes, and how they lie in a forward pass.
 
-use std::{io::BufRead, path::Path, sync::Arc};
+use std::{io::BufRead, ops::Deref, path::Path, sync::Arc};
 
 use mixse_model::{
-    decoder::{Dropout, Ragged, Target},
+    engine::{Dropout, Ragged, Target},
     random,
 };
 use serde::{Deserialize, Serialize};
@@ -147,10 +147,10 @@ impl Plan {
 
 /// Cuts a batch into passes of at most `limit` tokens (a longer row stands alone). Rows are taken by length, so that
 /// passes are full and alike.
-pub(super) fn passes<'r>(rows: &[&'r TrainRow], max_tokens: usize, limit: usize) -> Vec<Vec<&'r TrainRow>> {
+pub(super) fn passes<'r>(rows: &[Placed<'r>], max_tokens: usize, limit: usize) -> Vec<Vec<Placed<'r>>> {
     let mut rows = rows.to_vec();
     rows.sort_by_key(|row| std::cmp::Reverse(row.tokens(max_tokens)));
-    let mut passes: Vec<Vec<&TrainRow>> = Vec::new();
+    let mut passes: Vec<Vec<Placed<'_>>> = Vec::new();
     let mut room = 0;
     for row in rows {
         let tokens = row.tokens(max_tokens);
@@ -173,10 +173,32 @@ pub(super) struct RaggedBatch {
     pub(super) targets: Vec<Target>,
     /// The domain of each token's row, where it is known.
     pub(super) domains: Vec<u32>,
+    /// The place of each row among all.
+    pub(super) keys: Vec<usize>,
+}
+
+/// A row with its place among all of a job.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Placed<'r> {
+    pub(super) row: &'r TrainRow,
+    pub(super) place: usize,
+}
+
+impl Deref for Placed<'_> {
+    type Target = TrainRow;
+
+    fn deref(&self) -> &TrainRow {
+        self.row
+    }
+}
+
+/// All rows with their places.
+pub(super) fn placed(rows: &[TrainRow]) -> Vec<Placed<'_>> {
+    rows.iter().enumerate().map(|(place, row)| Placed { row, place }).collect()
 }
 
 /// Lays rows out.
-pub(super) fn ragged(rows: &[&TrainRow], max_tokens: usize) -> RaggedBatch {
+pub(super) fn ragged(rows: &[Placed<'_>], max_tokens: usize) -> RaggedBatch {
     let mut ids = Vec::new();
     let mut targets = Vec::new();
     let mut domains = Vec::new();
@@ -192,12 +214,12 @@ pub(super) fn ragged(rows: &[&TrainRow], max_tokens: usize) -> RaggedBatch {
     }
     let lengths = rows.iter().map(|row| (row.prompt_ids.len(), row.tokens(max_tokens)));
     let ragged = Arc::new(Ragged::with_prompts(lengths));
-    RaggedBatch { ids, ragged, targets, domains }
+    RaggedBatch { ids, ragged, targets, domains, keys: rows.iter().map(|row| row.place).collect() }
 }
 
 /// Which inputs of adapters a pass over `rows` drops in a step. It depends on each row and the position in it, not on the
 /// other rows of the pass.
-pub(super) fn dropout(rows: &[&TrainRow], max_tokens: usize, rate: f64, seed: u64, step: usize) -> Dropout {
+pub(super) fn dropout(rows: &[Placed<'_>], max_tokens: usize, rate: f64, seed: u64, step: usize) -> Dropout {
     let seed = random::bits(seed, random::stream(&["dropout"]), step as u64);
     let keys = rows.iter().flat_map(|row| {
         let key = row.key(seed);
@@ -242,8 +264,8 @@ mod tests {
 
     #[test]
     fn rows_lie_one_after_another_and_predict_their_targets() {
-        let (a, b) = (row(2, 3), row(1, 1));
-        let batch = ragged(&[&a, &b], 512);
+        let batch = ragged(&placed(&[row(2, 3), row(1, 1)]), 512);
+        assert_eq!(batch.keys, [0, 1]);
         assert_eq!(batch.ids, [0, 1, 100, 101, 0]);
         assert_eq!(batch.ragged.positions, [0, 1, 2, 3, 0]);
         let targets: Vec<_> = batch.targets.iter().map(|t| (t.row, t.token)).collect();
@@ -254,7 +276,7 @@ mod tests {
     fn long_rows_are_cut_and_rows_without_targets_refused() {
         let long = row(4, 10);
         assert_eq!(long.targets(6), 2);
-        assert_eq!(ragged(&[&long], 6).ids.len(), 5);
+        assert_eq!(ragged(&placed(&[long]), 6).ids.len(), 5);
         assert!(check_rows(&[row(3, 1), row(8, 2)], 8).unwrap_err().to_string().contains("row 2"));
         assert!(check_rows(&[row(0, 1)], 8).unwrap_err().to_string().contains("no prompt"));
         assert!(check_rows(&[row(3, 0)], 8).is_err());
@@ -263,8 +285,7 @@ mod tests {
     #[test]
     fn passes_hold_every_row_within_the_limit() {
         let rows: Vec<TrainRow> = [5, 30, 7, 12, 3, 90].map(|n| row(n, 2)).into();
-        let rows: Vec<&TrainRow> = rows.iter().collect();
-        let passes = passes(&rows, 512, 40);
+        let passes = passes(&placed(&rows), 512, 40);
         assert_eq!(passes.iter().map(Vec::len).sum::<usize>(), 6);
         for pass in &passes {
             let tokens: usize = pass.iter().map(|r| r.tokens(512)).sum();

@@ -1,7 +1,9 @@
 //! What must hold after a training.
 
+use std::sync::Arc;
+
 use mixse_model::{
-    decoder::{Decoder, Memory, Ragged, Wanted},
+    engine::{Ask, Engine, Ragged},
     expert::{Expert, Module},
     expert_set::ExpertSet,
     mixture::Mixture,
@@ -42,8 +44,8 @@ pub enum CheckFailure {
 }
 
 /// Checks a trained expert: every B moved, every value is finite, the base is what it was (`base_before` is
-/// [`Decoder::weights_hash`] from before the training), and the logits differ from the base's.
-pub fn check_expert(decoder: &Decoder, expert: &Expert, base_before: &str, row: &TrainRow) -> Result<()> {
+/// [`Engine::weights_hash`] from before the training), and the logits differ from the base's.
+pub fn check_expert(engine: &Engine, expert: &Expert, base_before: &str, row: &TrainRow) -> Result<()> {
     for (block, modules) in expert.blocks.iter().enumerate() {
         for module in Module::ALL {
             let Some(f) = &modules[module.index()] else { continue };
@@ -55,19 +57,16 @@ pub fn check_expert(decoder: &Decoder, expert: &Expert, base_before: &str, row: 
             }
         }
     }
-    let after = decoder.weights_hash()?;
+    let after = engine.weights_hash();
     if after != base_before {
         return Err(CheckFailure::BaseChanged { before: base_before.to_owned(), after }.into());
     }
     let ids: Vec<u32> = row.prompt_ids.iter().chain(&row.target_ids).copied().take(64).collect();
-    let ragged = std::sync::Arc::new(Ragged::whole([ids.len()]));
-    let wanted = Wanted { experts: false, gates: false };
-    let set = ExpertSet::new(std::slice::from_ref(expert), &decoder.config, decoder.device())?;
-    let mixture = Mixture::all(set);
-    let last = [ids.len() - 1];
+    let ragged = Arc::new(Ragged::whole([ids.len()]));
+    let mixture = Mixture::all(ExpertSet::new(std::slice::from_ref(expert), &engine.config)?);
+    let ask = Ask { logits: &[ids.len() - 1], ..Ask::default() };
     let logits = |mixture: Option<&Mixture>| -> Result<Vec<f32>> {
-        let hidden = decoder.hidden(&ids, &ragged, mixture, Memory::Recompute, wanted)?;
-        Ok(decoder.logits(&hidden, &last)?)
+        Ok(engine.whole(&ids, &ragged, mixture, &ask)?.logits)
     };
     if logits(None)? == logits(Some(&mixture))? {
         return Err(CheckFailure::NoEffect.into());

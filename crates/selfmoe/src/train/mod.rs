@@ -9,14 +9,12 @@ mod checks;
 mod ridge;
 mod schedule;
 mod state;
-mod states;
 mod validation;
 
-use std::{ops::ControlFlow, path::Path};
+use std::{ops::ControlFlow, path::Path, sync::Arc};
 
-use candle_core::{Tensor, Var};
 use mixse_model::{
-    decoder::{Decoder, DomainTarget, Memory, TrainingPass, Wanted},
+    engine::{DomainTarget, Engine, Memory, Parameters, Step, Trained, Trainer, TrainingPass},
     expert::Expert,
     expert_set::ExpertSet,
     memory,
@@ -31,9 +29,8 @@ pub use ridge::{DomainMoments, Moments, RidgeConfig, fit as fit_ridge};
 pub use schedule::Schedule;
 pub use validation::{HeldOut, Validated};
 
-use batch::Plan;
+use batch::{Placed, Plan};
 use state::State;
-use states::BaseStates;
 use validation::Split;
 
 /// What can go wrong in training.
@@ -42,9 +39,6 @@ pub enum TrainError {
     /// The model, an adapter or a file.
     #[error(transparent)]
     Model(#[from] mixse_model::Error),
-    /// A tensor operation failed.
-    #[error("tensor operation failed: {0}")]
-    Tensor(#[from] candle_core::Error),
     /// The rows cannot be trained on.
     #[error("{0}")]
     Rows(String),
@@ -184,7 +178,7 @@ pub struct StepReport {
 #[derive(Clone, Copy)]
 pub struct Job<'a> {
     /// The frozen base.
-    pub decoder: &'a Decoder,
+    pub engine: &'a Engine,
     /// Rows to train on.
     pub rows: &'a [TrainRow],
     /// Settings.
@@ -203,7 +197,9 @@ pub struct Job<'a> {
 /// What a training minimises, and by moving what.
 #[derive(Debug, Clone, Copy)]
 struct Objective {
-    wanted: Wanted,
+    trained: Trained,
+    /// Peak learning rate of the router; the experts' is the job's.
+    router_rate: f64,
     /// Weight of the router's cross-entropy against the rows' domains (mean over tokens and blocks); 0: it is not computed.
     domain_loss: f64,
     /// Rate at which inputs of adapters are dropped.
@@ -235,14 +231,15 @@ pub struct History {
 
 /// Trains an expert from the values it has. Dropout is the one that its configuration states.
 pub fn train_expert(job: Job<'_>, start: &Expert, progress: Progress<'_>) -> Result<Outcome<Expert>> {
-    let set = ExpertSet::new(std::slice::from_ref(start), &job.decoder.config, job.decoder.device())?;
-    let (set, vars) = set.trainable()?;
-    let mixture = Mixture::all(set);
-    let wanted = Wanted { experts: true, gates: false };
-    let objective = Objective { wanted, domain_loss: 0.0, dropout: start.config.dropout };
-    let rates = vec![job.config.learning_rate; vars.len()];
-    Ok(match optimise(job, &mixture, &vars, &rates, objective, progress)? {
-        Outcome::Done((), history) => Outcome::Done(mixture.experts.extract(0, start)?, history),
+    let mixture = Mixture::all(ExpertSet::new(std::slice::from_ref(start), &job.engine.config)?);
+    let objective = Objective {
+        trained: Trained { experts: true, router: false },
+        router_rate: 0.0,
+        domain_loss: 0.0,
+        dropout: start.config.dropout,
+    };
+    Ok(match optimise(job, &mixture, objective, progress)? {
+        Outcome::Done(mixture, history) => Outcome::Done(mixture.experts.extract(0, start), history),
         Outcome::Stopped => Outcome::Stopped,
     })
 }
@@ -256,13 +253,15 @@ pub fn train_router(
     domain_loss: f64,
     progress: Progress<'_>,
 ) -> Result<Outcome<Router>> {
-    let (router, vars) = start.trainable()?;
-    let mixture = Mixture { experts: experts.clone(), routing: Routing::Learned(router) };
-    let wanted = Wanted { experts: false, gates: true };
-    let objective = Objective { wanted, domain_loss, dropout: 0.0 };
-    let rates = vec![job.config.learning_rate; vars.len()];
-    Ok(match optimise(job, &mixture, &vars, &rates, objective, progress)? {
-        Outcome::Done((), history) => Outcome::Done(router_from(start, &vars)?, history),
+    let mixture = Mixture { experts: experts.clone(), routing: Routing::Learned(start.clone()) };
+    let objective = Objective {
+        trained: Trained { experts: false, router: true },
+        router_rate: job.config.learning_rate,
+        domain_loss,
+        dropout: 0.0,
+    };
+    Ok(match optimise(job, &mixture, objective, progress)? {
+        Outcome::Done(mixture, history) => Outcome::Done(router_of(mixture.routing, start), history),
         Outcome::Stopped => Outcome::Stopped,
     })
 }
@@ -284,48 +283,34 @@ pub fn train_jointly(
             other.name, other.config.dropout, experts[0].name
         )));
     }
-    let set = ExpertSet::new(experts, &job.decoder.config, job.decoder.device())?;
-    let (set, mut vars) = set.trainable()?;
-    let (router, router_vars) = start.trainable()?;
-    let mut rates = vec![job.config.learning_rate; vars.len()];
-    rates.resize(vars.len() + router_vars.len(), router_rate);
-    vars.extend(router_vars.iter().cloned());
-    let mixture = Mixture { experts: set, routing: Routing::Learned(router) };
-    let objective = Objective { wanted: Wanted { experts: true, gates: true }, domain_loss, dropout };
-    Ok(match optimise(job, &mixture, &vars, &rates, objective, progress)? {
-        Outcome::Done((), history) => {
-            let trained = experts
-                .iter()
-                .enumerate()
-                .map(|(index, like)| mixture.experts.extract(index, like))
-                .collect::<mixse_model::Result<Vec<_>>>()?;
-            Outcome::Done((trained, router_from(start, &router_vars)?), history)
+    let set = ExpertSet::new(experts, &job.engine.config)?;
+    let mixture = Mixture { experts: set, routing: Routing::Learned(start.clone()) };
+    let trained = Trained { experts: true, router: true };
+    let objective = Objective { trained, router_rate, domain_loss, dropout };
+    Ok(match optimise(job, &mixture, objective, progress)? {
+        Outcome::Done(Mixture { experts: set, routing }, history) => {
+            let trained = experts.iter().enumerate().map(|(index, like)| set.extract(index, like));
+            Outcome::Done((trained.collect(), router_of(routing, start)), history)
         }
         Outcome::Stopped => Outcome::Stopped,
     })
 }
 
-/// The router with the values that its variables hold now.
-fn router_from(start: &Router, vars: &[Var]) -> Result<Router> {
-    let mut router = start.clone();
-    for (place, var) in router.weights.iter_mut().zip(vars) {
-        *place = var.as_detached_tensor().copy()?;
+/// The router of a mixture that was trained from `start`.
+fn router_of(routing: Routing, start: &Router) -> Router {
+    match routing {
+        Routing::Learned(router) => router,
+        _ => start.clone(),
     }
-    if router.bias.is_some() {
-        router.bias = vars.last().map(|v| v.as_detached_tensor().copy()).transpose()?;
-    }
-    Ok(router)
 }
 
-/// The optimiser loop: `vars` are the variables inside `mixture`, `rates` the peak learning rate of each.
+/// The optimiser loop. The result is the mixture with the values that were reached.
 fn optimise(
     job: Job<'_>,
     mixture: &Mixture,
-    vars: &[Var],
-    rates: &[f64],
     objective: Objective,
     progress: Progress<'_>,
-) -> Result<Outcome<()>> {
+) -> Result<Outcome<Mixture>> {
     let faults = job.config.faults();
     if !faults.is_empty() {
         return Err(TrainError::Config(faults.join("; ")));
@@ -336,125 +321,106 @@ fn optimise(
     }
     let Split { trained, held_out } = Split::new(job.rows, job.config, job.seed)?;
     let plan = Plan::new(trained.len(), job.config, job.seed);
-    let mut states = BaseStates::new(&job, mixture);
-    let mut state = State::load_or_start(&job, vars)?;
-    set_all(vars, &state.values)?;
+    let keep_states = job.keep_states && job.config.epochs != 1;
+    let mut trainer = job.engine.trainer(mixture, objective.trained, job.memory, keep_states)?;
+    let trainer = &mut *trainer;
+    let mut state = State::load_or_start(&job, trainer)?;
     if !held_out.is_empty() && state.looks.is_empty() {
-        state.look(loss(&job, mixture, &held_out)?);
+        state.look(loss(&job, &held_out, trainer)?, trainer)?;
     }
     while state.losses.len() < plan.steps() && !validation::is_over(&state.looks, job.config.patience) {
         let step = state.losses.len();
-        let rows: Vec<&TrainRow> = plan.batch(step).into_iter().map(|index| trained[index]).collect();
-        let (loss_before, tokens, mut grads) =
-            gradients(&job, mixture, vars, objective, &rows, step, &mut states)?;
+        let rows: Vec<Placed<'_>> = plan.batch(step).into_iter().map(|index| trained[index]).collect();
+        let (loss_before, tokens) = gradients(&job, objective, &rows, step, trainer)?;
         let factor = schedule::factor(job.config.schedule, job.config.warmup_steps, step, plan.steps());
         if !loss_before.is_finite() {
             let rate = job.config.learning_rate * factor;
             return Err(TrainError::Diverged { step: step + 1, loss: loss_before, rate });
         }
-        clip(&mut grads, job.config.clip_norm);
-        state.update(&grads, rates, factor, job.config.weight_decay);
+        trainer.step(&Step {
+            number: step as u32 + 1,
+            expert_rate: job.config.learning_rate,
+            router_rate: objective.router_rate,
+            factor,
+            clip_norm: job.config.clip_norm,
+            weight_decay: job.config.weight_decay,
+        })?;
         state.losses.push(loss_before);
-        set_all(vars, &state.values)?;
         if !held_out.is_empty() && plan.is_look(step + 1) {
-            state.look(loss(&job, mixture, &held_out)?);
+            state.look(loss(&job, &held_out, trainer)?, trainer)?;
         }
         let report = StepReport { step: step + 1, steps: plan.steps(), loss: loss_before, tokens };
         let stop = progress(report).is_break();
         if (step + 1) % job.config.save_every == 0 || stop {
-            state.save(&job)?;
+            state.save(&job, trainer)?;
         }
         if stop {
             return Ok(Outcome::Stopped);
         }
     }
-    let (values, kept_step) = state.kept();
-    set_all(vars, values)?;
+    let kept_step = state.keep(trainer)?;
+    let result = with_values(mixture, objective.trained, trainer.read(Parameters::Values)?);
     memory::release();
-    Ok(Outcome::Done((), History { losses: state.losses, validation: state.looks, kept_step }))
+    Ok(Outcome::Done(result, History { losses: state.losses, validation: state.looks, kept_step }))
 }
 
-fn set_all(vars: &[Var], values: &[Vec<f32>]) -> Result<()> {
-    vars.iter().zip(values).try_for_each(|(var, values)| set(var, values))
+/// A mixture with what was trained of it, in the trainer's order.
+fn with_values(mixture: &Mixture, trained: Trained, values: Vec<Vec<f32>>) -> Mixture {
+    let mut mixture = mixture.clone();
+    let mut values = values.into_iter().map(Arc::new);
+    if trained.experts {
+        mixture.experts.params.iter_mut().zip(values.by_ref()).for_each(|(place, values)| *place = values);
+    }
+    if let (true, Routing::Learned(router)) = (trained.router, &mut mixture.routing) {
+        router.weights.iter_mut().chain(&mut router.bias).zip(values).for_each(|(place, v)| *place = v);
+    }
+    mixture
 }
 
-fn set(var: &Var, values: &[f32]) -> Result<()> {
-    Ok(var.set(&Tensor::from_slice(values, var.shape(), var.device())?)?)
-}
-
-/// Mean loss of a batch, tokens that went through the model, and the gradient of each variable.
+/// Adds up the gradients of a batch; returns its mean loss and the tokens that went through the model.
 fn gradients(
     job: &Job<'_>,
-    mixture: &Mixture,
-    vars: &[Var],
     objective: Objective,
-    rows: &[&TrainRow],
+    rows: &[Placed<'_>],
     step: usize,
-    states: &mut BaseStates,
-) -> Result<(f32, usize, Vec<Vec<f32>>)> {
-    let mut sums: Vec<Vec<f32>> = vars.iter().map(|v| vec![0.0; v.elem_count()]).collect();
+    trainer: &mut dyn Trainer,
+) -> Result<(f32, usize)> {
     let (mut loss, mut tokens) = (0f64, 0);
-    let targets_in_all: usize = rows.iter().map(|r| r.targets(job.config.max_tokens)).sum();
-    let tokens_in_all: usize = rows.iter().map(|r| r.tokens(job.config.max_tokens)).sum();
+    let max_tokens = job.config.max_tokens;
+    let targets_in_all: usize = rows.iter().map(|r| r.targets(max_tokens)).sum();
+    let tokens_in_all: usize = rows.iter().map(|r| r.tokens(max_tokens)).sum();
     let domain_scale = (objective.domain_loss / tokens_in_all as f64) as f32;
-    for pass in batch::passes(rows, job.config.max_tokens, job.config.pass_tokens) {
-        let batch = batch::ragged(&pass, job.config.max_tokens);
+    for pass in batch::passes(rows, max_tokens, job.config.pass_tokens) {
+        let batch = batch::ragged(&pass, max_tokens);
         tokens += batch.ids.len();
         let domains = (objective.domain_loss > 0.0)
             .then_some(DomainTarget { labels: &batch.domains, scale: domain_scale });
-        let base_last = states.of_pass(job, &pass)?;
-        let max_tokens = job.config.max_tokens;
         let dropout = (objective.dropout > 0.0)
             .then(|| batch::dropout(&pass, max_tokens, objective.dropout, job.seed, step));
-        let (hidden, domain_loss) = job.decoder.training_pass(&TrainingPass {
+        loss += f64::from(trainer.pass(&TrainingPass {
             ids: &batch.ids,
             ragged: &batch.ragged,
-            mixture: Some(mixture),
-            memory: job.memory,
-            wanted: objective.wanted,
-            base_last: base_last.as_ref(),
+            targets: &batch.targets,
+            scale: 1.0 / targets_in_all as f32,
             domains,
             dropout: dropout.as_ref(),
-        })?;
-        let mut part = job.decoder.loss(&hidden, &batch.targets, 1.0 / targets_in_all as f32)?;
-        if let Some(domain_loss) = domain_loss {
-            part = (part + domain_loss)?;
-        }
-        loss += f64::from(part.to_scalar::<f32>()?);
-        let grads = part.backward()?;
-        for (sum, var) in sums.iter_mut().zip(vars) {
-            if let Some(grad) = grads.get(var) {
-                let grad = grad.flatten_all()?.to_vec1::<f32>()?;
-                sum.iter_mut().zip(grad).for_each(|(s, g)| *s += g);
-            }
-        }
+            keys: &batch.keys,
+        })?);
     }
-    Ok((loss as f32, tokens, sums))
+    Ok((loss as f32, tokens))
 }
 
 /// Mean loss over the target tokens of `rows`, without gradients.
-fn loss(job: &Job<'_>, mixture: &Mixture, rows: &[&TrainRow]) -> Result<f32> {
-    let targets: usize = rows.iter().map(|row| row.targets(job.config.max_tokens)).sum();
-    let nothing = Wanted { experts: false, gates: false };
+fn loss(job: &Job<'_>, rows: &[Placed<'_>], trainer: &mut dyn Trainer) -> Result<f32> {
+    let max_tokens = job.config.max_tokens;
+    let targets: usize = rows.iter().map(|row| row.targets(max_tokens)).sum();
     let mut total = 0f64;
-    for pass in batch::passes(rows, job.config.max_tokens, job.config.pass_tokens) {
-        let batch = batch::ragged(&pass, job.config.max_tokens);
-        let (ids, ragged) = (&batch.ids, &batch.ragged);
-        let hidden = job.decoder.hidden(ids, ragged, Some(mixture), Memory::Recompute, nothing)?;
-        let part = job.decoder.loss(&hidden, &batch.targets, 1.0 / targets as f32)?;
-        total += f64::from(part.to_scalar::<f32>()?);
+    for pass in batch::passes(rows, max_tokens, job.config.pass_tokens) {
+        let batch = batch::ragged(&pass, max_tokens);
+        total += f64::from(trainer.loss(&TrainingPass {
+            keys: &batch.keys,
+            ..TrainingPass::new(&batch.ids, &batch.ragged, &batch.targets, 1.0 / targets as f32)
+        })?);
     }
     Ok(total as f32)
-}
-
-/// Scales all gradients down together so that their norm is at most `limit`; 0: leaves them alone.
-fn clip(grads: &mut [Vec<f32>], limit: f64) {
-    if limit == 0.0 {
-        return;
-    }
-    let norm = grads.iter().flatten().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>().sqrt();
-    if norm > limit {
-        let factor = (limit / norm) as f32;
-        grads.iter_mut().flatten().for_each(|g| *g *= factor);
-    }
 }

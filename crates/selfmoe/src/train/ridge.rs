@@ -10,11 +10,9 @@
 
 use std::{ops::ControlFlow, path::Path, sync::Arc};
 
-use candle_core::{Device, Tensor};
-use mixse_kernels::{Accumulate, View, gemm};
 use mixse_model::{
     config::ModelConfig,
-    decoder::{Decoder, Ragged},
+    engine::{Engine, MomentSums},
     files::{self, NamedTensor},
     router::{Router, RouterConfig, RouterInput},
 };
@@ -81,7 +79,7 @@ impl DomainMoments {
     /// # Errors
     /// Rows without tokens; the model fails.
     pub fn of(
-        decoder: &Decoder,
+        engine: &Engine,
         rows: &[TrainRow],
         config: &RouterConfig,
         max_tokens: usize,
@@ -89,23 +87,18 @@ impl DomainMoments {
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Option<Self>> {
         batch::check_rows(rows, max_tokens)?;
-        let d = decoder.config.hidden_size;
-        let maps = if config.shared { 1 } else { decoder.config.blocks.len() };
-        let mut sums: Vec<Sums> = (0..maps).map(|_| Sums::new(d)).collect();
+        let mut sums = engine.moments(config)?;
         let (mut tokens, mut done) = (0, 0);
-        for pass in batch::passes(&rows.iter().collect::<Vec<_>>(), max_tokens, pass_tokens) {
+        for pass in batch::passes(&batch::placed(rows), max_tokens, pass_tokens) {
             let batch = batch::ragged(&pass, max_tokens);
-            let ragged: &Arc<Ragged> = &batch.ragged;
-            decoder.router_inputs(&batch.ids, ragged, config, &mut |block, h| {
-                sums[if config.shared { 0 } else { block }].add(h);
-            })?;
+            sums.add(&batch.ids, &batch.ragged)?;
             tokens += batch.ids.len();
             done += pass.len();
             if progress(done, batch.ids.len()).is_break() {
                 return Ok(None);
             }
         }
-        Ok(Some(Self { tokens, maps: sums.iter().map(Sums::moments).collect() }))
+        Ok(Some(Self { tokens, maps: sums.read()?.iter().map(Moments::from).collect() }))
     }
 
     /// Writes them as safetensors, atomically.
@@ -156,37 +149,10 @@ impl DomainMoments {
     }
 }
 
-/// Sums over hidden states, in f64.
-struct Sums {
-    rows: usize,
-    sum: Vec<f64>,
-    /// `Σ h hᵀ`: the upper triangle, row after row.
-    products: Vec<f64>,
-}
-
-impl Sums {
-    fn new(d: usize) -> Self {
-        Self { rows: 0, sum: vec![0.0; d], products: vec![0.0; d * (d + 1) / 2] }
-    }
-
-    fn add(&mut self, h: &[f32]) {
-        let d = self.sum.len();
-        let rows = h.len() / d;
-        self.rows += rows;
-        for row in h.chunks_exact(d) {
-            self.sum.iter_mut().zip(row).for_each(|(sum, &v)| *sum += f64::from(v));
-        }
-        let mut product = vec![0f32; d * d];
-        gemm((d, d, rows), View::transposed(h, d), h, d, &mut product, d, Accumulate::Overwrite);
-        let mut place = self.products.iter_mut();
-        for (i, row) in product.chunks_exact(d).enumerate() {
-            place.by_ref().zip(&row[i..]).for_each(|(sum, &v)| *sum += f64::from(v));
-        }
-    }
-
-    fn moments(&self) -> Moments {
-        let mean = |sums: &[f64]| sums.iter().map(|v| (v / self.rows as f64) as f32).collect();
-        Moments { mean: mean(&self.sum), second: mean(&self.products) }
+impl From<&MomentSums> for Moments {
+    fn from(sums: &MomentSums) -> Self {
+        let mean = |values: &[f64]| values.iter().map(|v| (v / sums.rows as f64) as f32).collect();
+        Self { mean: mean(&sums.sum), second: mean(&sums.products) }
     }
 }
 
@@ -201,7 +167,6 @@ pub fn fit(
     experts: &[String],
     domains: &[DomainMoments],
     model: &ModelConfig,
-    device: &Device,
 ) -> Result<Router> {
     let faults = [config.faults(experts.len()), ridge.faults(experts.len())].concat();
     if !faults.is_empty() {
@@ -210,7 +175,7 @@ pub fn fit(
     let (n, d, choices) = (experts.len(), model.hidden_size, config.choices(experts.len()));
     let maps = domains.iter().map(|domain| domain.maps.len()).min().unwrap_or(0);
     let with_bias = config.input == RouterInput::BaseLast;
-    let mut router = Router::zeros(config, experts, model, device)?;
+    let mut router = Router::zeros(config, experts, model)?;
     if n == 1 {
         return Ok(router);
     }
@@ -225,11 +190,11 @@ pub fn fit(
         let scale = f64::from(config.gate.temperature);
         let mut values: Vec<f32> = rows.iter().flatten().map(|v| (v * scale) as f32).collect();
         values.resize(choices * d, 0.0);
-        *weight = Tensor::from_vec(values, (choices, d), device)?;
+        *weight = Arc::new(values);
         if let Some(bias) = &mut router.bias {
             let mut values: Vec<f32> = offsets.iter().map(|v| (v * scale) as f32).collect();
             values.resize(choices, 0.0);
-            *bias = Tensor::from_vec(values, choices, device)?;
+            *bias = Arc::new(values);
         }
     }
     Ok(router)
@@ -335,9 +300,13 @@ mod tests {
 
     /// Moments of points in the plane.
     fn moments(points: &[[f32; 2]]) -> DomainMoments {
-        let mut sums = Sums::new(2);
-        sums.add(points.as_flattened());
-        DomainMoments { tokens: points.len(), maps: vec![sums.moments()] }
+        let sum = |f: fn(&[f32; 2]) -> f32| points.iter().map(|p| f64::from(f(p))).sum::<f64>();
+        let sums = MomentSums {
+            rows: points.len(),
+            sum: vec![sum(|p| p[0]), sum(|p| p[1])],
+            products: vec![sum(|p| p[0] * p[0]), sum(|p| p[0] * p[1]), sum(|p| p[1] * p[1])],
+        };
+        DomainMoments { tokens: points.len(), maps: vec![Moments::from(&sums)] }
     }
 
     #[test]

@@ -1,124 +1,85 @@
-//! Parameters, moments and losses of a training, in memory and on disk.
+//! Losses of a training, and everything that it holds on disk.
 
 use std::path::Path;
 
-use candle_core::Var;
-use mixse_kernels::adamw::{AdamW, adamw};
-use mixse_model::files::{self, NamedTensor};
+use mixse_model::{
+    engine::{Parameters, Trainer},
+    files::{self, NamedTensor},
+};
 
 use super::{
     Job, Result, TrainError,
     validation::{self, Validated},
 };
 
-/// AdamW's usual constants (Loshchilov and Hutter 2019).
-const BETA1: f32 = 0.9;
-const BETA2: f32 = 0.999;
-const EPSILON: f32 = 1e-8;
-
 const TENSORS: &str = "state.safetensors";
 
-/// Everything that the next step depends on.
+/// What a state holds of a trainer, by the names of its tensors.
+const GROUPS: [(&str, Parameters); 4] = [
+    ("value", Parameters::Values),
+    ("first_moment", Parameters::FirstMoments),
+    ("second_moment", Parameters::SecondMoments),
+    ("best", Parameters::Best),
+];
+
+/// What the next step depends on beside the trainer.
+#[derive(Default)]
 pub(super) struct State {
-    pub(super) values: Vec<Vec<f32>>,
-    first_moments: Vec<Vec<f32>>,
-    second_moments: Vec<Vec<f32>>,
     /// One a step done.
     pub(super) losses: Vec<f32>,
     /// The held-out rows' losses so far.
     pub(super) looks: Vec<Validated>,
-    /// The values at the best of them; empty before the first.
-    best: Vec<Vec<f32>>,
 }
 
 impl State {
-    /// The state in the job's directory, or the start.
-    pub(super) fn load_or_start(job: &Job<'_>, vars: &[Var]) -> Result<Self> {
-        let values =
-            vars.iter().map(|v| Ok(v.flatten_all()?.to_vec1::<f32>()?)).collect::<Result<Vec<_>>>()?;
-        let zeros = || values.iter().map(|v| vec![0.0; v.len()]).collect::<Vec<_>>();
-        let start = Self {
-            first_moments: zeros(),
-            second_moments: zeros(),
-            values,
-            losses: Vec::new(),
-            looks: Vec::new(),
-            best: Vec::new(),
-        };
+    /// The state in the job's directory, which the trainer goes on from, or the start.
+    pub(super) fn load_or_start(job: &Job<'_>, trainer: &mut dyn Trainer) -> Result<Self> {
         match job.state {
-            Some(dir) if dir.join(TENSORS).exists() => start.load(&dir.join(TENSORS)),
-            _ => Ok(start),
-        }
-    }
-
-    /// One AdamW step; each variable has its own rate, times `factor`.
-    pub(super) fn update(&mut self, grads: &[Vec<f32>], rates: &[f64], factor: f64, weight_decay: f64) {
-        let settings = AdamW {
-            lr: 0.0,
-            beta1: BETA1,
-            beta2: BETA2,
-            eps: EPSILON,
-            weight_decay: weight_decay as f32,
-            step: self.losses.len() as u32 + 1,
-        };
-        for ((((values, grad), m), v), rate) in self
-            .values
-            .iter_mut()
-            .zip(grads)
-            .zip(&mut self.first_moments)
-            .zip(&mut self.second_moments)
-            .zip(rates)
-        {
-            adamw(values, grad, m, v, AdamW { lr: (rate * factor) as f32, ..settings });
+            Some(dir) if dir.join(TENSORS).exists() => Self::load(&dir.join(TENSORS), trainer),
+            _ => Ok(Self::default()),
         }
     }
 
     /// Takes note of the held-out rows' loss, and of the values if it is the best one.
-    pub(super) fn look(&mut self, loss: f32) {
+    pub(super) fn look(&mut self, loss: f32, trainer: &mut dyn Trainer) -> Result<()> {
         let look = Validated { step: self.losses.len(), loss };
         self.looks.push(look);
         if validation::best(&self.looks) == Some(look) {
-            self.best.clone_from(&self.values);
+            trainer.keep_best()?;
         }
+        Ok(())
     }
 
-    /// The values to keep, and the steps after which they were reached.
-    pub(super) fn kept(&self) -> (&[Vec<f32>], usize) {
+    /// Leaves the trainer with the values to keep; returns the steps after which they were reached.
+    pub(super) fn keep(&self, trainer: &mut dyn Trainer) -> Result<usize> {
         match validation::best(&self.looks) {
-            Some(look) => (&self.best, look.step),
-            None => (&self.values, self.losses.len()),
+            Some(look) => {
+                trainer.restore_best()?;
+                Ok(look.step)
+            }
+            None => Ok(self.losses.len()),
         }
     }
 
     /// Writes the state, atomically: one file, so that there is never half a state.
-    pub(super) fn save(&self, job: &Job<'_>) -> Result<()> {
+    pub(super) fn save(&self, job: &Job<'_>, trainer: &dyn Trainer) -> Result<()> {
         let Some(dir) = job.state else { return Ok(()) };
         files::create_dir(dir)?;
-        let mut tensors =
-            vec![NamedTensor { name: "losses".into(), shape: vec![self.losses.len()], values: &self.losses }];
         let looks: Vec<f32> = self.looks.iter().flat_map(|look| [look.step as f32, look.loss]).collect();
-        tensors.push(NamedTensor { name: "looks".into(), shape: vec![looks.len()], values: &looks });
-        for (kind, group) in self.groups() {
-            tensors.extend(group.iter().enumerate().map(|(index, values)| NamedTensor {
-                name: format!("{kind}.{index}"),
-                shape: vec![values.len()],
-                values,
-            }));
+        let mut all = vec![("losses".to_owned(), self.losses.clone()), ("looks".to_owned(), looks)];
+        for (kind, which) in GROUPS {
+            let named = |(index, values)| (format!("{kind}.{index}"), values);
+            all.extend(trainer.read(which)?.into_iter().enumerate().map(named));
         }
+        let tensors: Vec<NamedTensor<'_>> = all
+            .iter()
+            .map(|(name, values)| NamedTensor { name: name.clone(), shape: vec![values.len()], values })
+            .collect();
         Ok(files::write_tensors(&dir.join(TENSORS), &tensors)?)
     }
 
-    fn groups(&self) -> [(&'static str, &Vec<Vec<f32>>); 4] {
-        [
-            ("value", &self.values),
-            ("first_moment", &self.first_moments),
-            ("second_moment", &self.second_moments),
-            ("best", &self.best),
-        ]
-    }
-
-    /// Takes every tensor from the file; `self` gives the expected sizes.
-    fn load(mut self, path: &Path) -> Result<Self> {
+    /// Takes every tensor from the file; the trainer's values give the expected sizes.
+    fn load(path: &Path, trainer: &mut dyn Trainer) -> Result<Self> {
         let fault = |what: String| {
             TrainError::Model(mixse_model::Error::invalid(
                 path,
@@ -129,32 +90,27 @@ impl State {
             files::read_tensors(path)?.into_iter().map(|t| (t.name, t.values)).collect();
         let mut take =
             |name: String| tensors.remove(&name).ok_or_else(|| fault(format!("has no tensor `{name}`")));
-        self.losses = take("losses".into())?;
-        self.looks = take("looks".into())?
+        let losses = take("losses".into())?;
+        let looks: Vec<Validated> = take("looks".into())?
             .chunks_exact(2)
             .map(|look| Validated { step: look[0] as usize, loss: look[1] })
             .collect();
-        if validation::best(&self.looks).is_some() {
-            self.best.clone_from(&self.values);
-        }
-        for (kind, group) in [
-            ("value", &mut self.values),
-            ("first_moment", &mut self.first_moments),
-            ("second_moment", &mut self.second_moments),
-            ("best", &mut self.best),
-        ] {
-            for (index, place) in group.iter_mut().enumerate() {
-                let values = take(format!("{kind}.{index}"))?;
-                if values.len() != place.len() {
-                    return Err(fault(format!(
-                        "`{kind}.{index}` has {} values instead of {}",
-                        values.len(),
-                        place.len()
-                    )));
-                }
-                *place = values;
+        let lengths: Vec<usize> = trainer.read(Parameters::Values)?.iter().map(Vec::len).collect();
+        for (kind, which) in GROUPS {
+            if which == Parameters::Best && validation::best(&looks).is_none() {
+                continue;
             }
+            let mut group = Vec::with_capacity(lengths.len());
+            for (index, &len) in lengths.iter().enumerate() {
+                let values = take(format!("{kind}.{index}"))?;
+                if values.len() != len {
+                    let found = values.len();
+                    return Err(fault(format!("`{kind}.{index}` has {found} values instead of {len}")));
+                }
+                group.push(values);
+            }
+            trainer.write(which, group)?;
         }
-        Ok(self)
+        Ok(Self { losses, looks })
     }
 }

@@ -5,7 +5,10 @@ use std::fmt;
 use mixse_model::random;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::{Result, TrainConfig, TrainError, TrainRow};
+use super::{
+    Result, TrainConfig, TrainError, TrainRow,
+    batch::{self, Placed},
+};
 
 /// How many rows are held out of a training.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -91,8 +94,8 @@ pub struct Validated {
 
 /// The rows that are trained on and those that are held out, each in file order.
 pub(super) struct Split<'r> {
-    pub(super) trained: Vec<&'r TrainRow>,
-    pub(super) held_out: Vec<&'r TrainRow>,
+    pub(super) trained: Vec<Placed<'r>>,
+    pub(super) held_out: Vec<Placed<'r>>,
 }
 
 impl<'r> Split<'r> {
@@ -109,7 +112,7 @@ impl<'r> Split<'r> {
         let order = random::permutation(rows.len(), seed, random::stream(&["held out"]));
         order.into_iter().take(count).for_each(|index| is_held_out[index] = true);
         let part = |wanted: bool| {
-            rows.iter().zip(&is_held_out).filter(|(_, held)| **held == wanted).map(|(row, _)| row).collect()
+            batch::placed(rows).into_iter().filter(|row| is_held_out[row.place] == wanted).collect()
         };
         Ok(Self { trained: part(false), held_out: part(true) })
     }

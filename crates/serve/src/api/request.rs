@@ -181,7 +181,7 @@ impl Common {
     ) -> Result<Question, Fault> {
         self.refuse_unsupported()?;
         let variant = self.variant(app)?;
-        let context = app.model.decoder.config.context_length;
+        let context = app.model.base.config.context_length;
         if prompt.ids.is_empty() {
             return Err(Fault::bad("the prompt has no tokens"));
         }
@@ -192,7 +192,7 @@ impl Common {
             );
             return Err(Fault::bad(message).code("context_length_exceeded"));
         }
-        if let Some(id) = prompt.ids.iter().find(|&&id| id as usize >= app.model.decoder.config.vocab_size) {
+        if let Some(id) = prompt.ids.iter().find(|&&id| id as usize >= app.model.base.config.vocab_size) {
             return Err(Fault::key("prompt", format!("there is no token {id}")));
         }
         let max_new_tokens = match self.max_tokens {

@@ -51,7 +51,7 @@ struct Point {
 }
 
 pub(super) fn measure(bench: &Bench<'_>) -> anyhow::Result<Growth> {
-    let context = bench.decoder.config.context_length;
+    let context = bench.engine.config.context_length;
     let fits = |len: &usize| len + TOKENS <= context;
     // The first batch also warms up.
     point(bench, 1, PROMPT, TOKENS)?;
@@ -70,7 +70,7 @@ fn point(bench: &Bench<'_>, rows: usize, prompt: usize, generated: usize) -> any
     memory::release();
     let before = held_memory();
     let alone = reset_peak_memory();
-    let mut batch = Greedy::start(bench, None, rows, prompt);
+    let mut batch = Greedy::start(bench, None, rows, prompt)?;
     let start = Instant::now();
     batch.step()?;
     let prefill = start.elapsed().as_secs_f64();

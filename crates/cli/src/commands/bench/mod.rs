@@ -9,7 +9,7 @@ use std::{fmt, time::Instant};
 use clap::{Args, ValueEnum};
 use mixse_kernels::ceilings::{self, Ceilings};
 use mixse_model::{
-    decoder::{Memory, Precision},
+    engine::{Memory, Precision},
     memory,
 };
 use serde::Serialize;
@@ -174,7 +174,7 @@ pub(super) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     let opened = args.model.open_base()?;
     let ceilings = ceilings::measure();
     let bench = Bench {
-        decoder: &opened.decoder,
+        engine: &opened.engine,
         experts: args.experts.max(1),
         memory: match args.memory {
             Kept::Keep => Memory::Keep,

@@ -195,7 +195,7 @@ pub(super) fn run(args: &EvalArgs) -> anyhow::Result<()> {
         .zip(&runners)
         .map(|(variant, runner)| {
             let hash = variant.opened.checkpoint.hash()?;
-            let mixture = variant.mixture.map(Mixture::fingerprint).transpose()?;
+            let mixture = variant.mixture.map(Mixture::fingerprint);
             let identity = format!("{hash} {} {mixture:?}", args.model.arithmetic());
             Ok(Contender { name: variant.name.clone(), identity, model: runner })
         })

@@ -1,38 +1,42 @@
-//! The portable body of a block: candle operations only, differentiable, on every device.
+//! A block of candle operations, differentiable.
 
 use candle_core::{D, Tensor};
 
-use super::{
-    block::{BlockExperts, BlockSpec, BlockWeights, FrozenWeight, Gate, Ragged},
-    dropout::BlockDropout,
-    frozen::FrozenMatmul,
-    gates,
-};
+use super::{Reference, frozen::FrozenMatmul, gates, pages::Pages};
 use crate::{
+    backend::{
+        Batch, BlockExperts, Gate, PageTable, Ragged,
+        dropout::BlockDropout,
+        spec::{BlockSpec, BlockWeights},
+    },
     config::Activation,
     expert::Module,
     expert_set::{BlockLayout, ModuleLayout},
 };
 
-/// Keys and values of earlier rows of one sequence, each `[rows, kv_width]`.
-pub(crate) type Past = Option<(Tensor, Tensor)>;
+/// Keys and values of one block, and the pages of the sequences of a pass.
+pub(super) struct Cached<'a> {
+    pub(super) pages: &'a mut Pages,
+    pub(super) block: usize,
+    pub(super) tables: &'a [PageTable],
+}
 
-/// A block over a ragged batch `x [rows, d]`. `past` holds one entry a segment and is extended by the new rows; an empty
-/// slice: whole sequences without a cache. Returns y and the gates used.
-pub(crate) fn block(
+/// A block over a ragged batch `x [rows, d]`. Returns y and the gates used.
+pub(super) fn block(
     spec: &BlockSpec,
-    weights: &BlockWeights,
+    weights: &BlockWeights<Tensor>,
     x: &Tensor,
-    ragged: &Ragged,
-    experts: Option<BlockExperts<'_>>,
-    past: &mut [Past],
+    batch: &Batch,
+    experts: Option<BlockExperts<'_, Reference>>,
+    cached: Option<Cached<'_>>,
 ) -> candle_core::Result<(Tensor, Option<Tensor>)> {
+    let ragged = &*batch.ragged;
     let norm = |x: &Tensor, weight: &[f32]| rms_norm(x, weight, spec.eps, spec.plus_one);
     let h = attention_norm(spec, weights, x)?;
     let gate = match experts.map(|e| e.gate) {
         None | Some(Gate::Full) => None,
-        Some(Gate::Given(gates)) => Some(gates.clone()),
-        Some(Gate::Routed(r, config, sequences)) => Some(gates::portable(&h, r, None, &config, sequences)?),
+        Some(Gate::Given(gates)) => Some(gates.reshape((x.dim(0)?, ()))?),
+        Some(Gate::Routed(routing)) => Some(gates::gates(&h, routing)?),
     };
     let lora =
         experts.map(|e| Lora { params: e.params, layout: e.layout, gate: gate.as_ref(), dropout: e.dropout });
@@ -53,7 +57,7 @@ pub(crate) fn block(
     let q = per_head(project(Module::Q, &h)?, heads, &weights.q_norm)?;
     let k = per_head(project(Module::K, &h)?, kv_heads, &weights.k_norm)?;
     let v = project(Module::V, &h)?.reshape((rows, kv_heads, d))?;
-    let a = attention(spec, ragged, &q, &k, &v, past)?;
+    let a = attention(spec, ragged, &q, &k, &v, cached)?;
     let o = project(Module::O, &a)?;
     let o = match &weights.post_attention_norm {
         Some(weight) => norm(&o, weight)?,
@@ -72,9 +76,9 @@ pub(crate) fn block(
 }
 
 /// The norm before the attention: what a router reads in this block.
-pub(crate) fn attention_norm(
+pub(super) fn attention_norm(
     spec: &BlockSpec,
-    weights: &BlockWeights,
+    weights: &BlockWeights<Tensor>,
     x: &Tensor,
 ) -> candle_core::Result<Tensor> {
     rms_norm(x, &weights.attention_norm, spec.eps, spec.plus_one)
@@ -89,20 +93,18 @@ struct Lora<'a> {
 }
 
 fn project(
-    weights: &BlockWeights,
+    weights: &BlockWeights<Tensor>,
     module: Module,
     x: &Tensor,
     lora: Option<&Lora<'_>>,
 ) -> candle_core::Result<Tensor> {
-    let FrozenWeight::Tensor(weight) = &weights.projections[module.index()] else {
-        candle_core::bail!("the portable body needs weights held as tensors")
-    };
-    let mut y = FrozenMatmul::apply(x, weight)?;
-    if let Some(bias) = &weights.biases[module.index()] {
+    let projection = &weights.projections[module];
+    let mut y = FrozenMatmul::apply(x, &projection.weight)?;
+    if let Some(bias) = &projection.bias {
         y = y.broadcast_add(&Tensor::from_slice(bias, bias.len(), x.device())?)?;
     }
     if let Some(lora) = lora
-        && let Some(place) = &lora.layout.modules[module.index()]
+        && let Some(place) = &lora.layout.modules[module]
     {
         let experts = match lora.dropout {
             None => experts(x, lora, place)?,
@@ -140,7 +142,7 @@ fn experts(x: &Tensor, lora: &Lora<'_>, place: &ModuleLayout) -> candle_core::Re
 }
 
 /// `x / sqrt(mean(x²) + eps) · w` over the last dimension, or `· (1 + w)`.
-pub(crate) fn rms_norm(x: &Tensor, weight: &[f32], eps: f32, plus_one: bool) -> candle_core::Result<Tensor> {
+pub(super) fn rms_norm(x: &Tensor, weight: &[f32], eps: f32, plus_one: bool) -> candle_core::Result<Tensor> {
     let weight = Tensor::from_slice(weight, weight.len(), x.device())?;
     let weight = if plus_one { (weight + 1.0)? } else { weight };
     let inverse = (x.sqr()?.mean_keepdim(D::Minus1)? + f64::from(eps))?.sqrt()?.recip()?;
@@ -178,23 +180,19 @@ fn attention(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
-    past: &mut [Past],
+    mut cached: Option<Cached<'_>>,
 ) -> candle_core::Result<Tensor> {
     let width = spec.kv_width();
     let mut outputs = Vec::with_capacity(ragged.segments.len());
     for (index, segment) in ragged.segments.iter().enumerate() {
         let part = |x: &Tensor| x.narrow(0, segment.start, segment.len);
         let (mut k, mut v) = (part(k)?, part(v)?);
-        if let Some(past) = past.get_mut(index) {
-            let (mut all_k, mut all_v) = (k.reshape((segment.len, width))?, v.reshape((segment.len, width))?);
-            if let Some((old_k, old_v)) = past {
-                all_k = Tensor::cat(&[&*old_k, &all_k], 0)?;
-                all_v = Tensor::cat(&[&*old_v, &all_v], 0)?;
-            }
-            let seen = all_k.dim(0)?;
-            let by_head = (seen, spec.attention.kv_heads, spec.attention.head_dim);
-            (k, v) = (all_k.reshape(by_head)?, all_v.reshape(by_head)?);
-            *past = Some((all_k, all_v));
+        if let Some(Cached { pages, block, tables }) = &mut cached {
+            let rows = |x: &Tensor| x.reshape((segment.len, width))?.to_vec2::<f32>();
+            let (all_k, all_v) = pages.append(*block, &tables[index], rows(&k)?, rows(&v)?);
+            let by_head = (all_k.len() / width, spec.attention.kv_heads, spec.attention.head_dim);
+            k = Tensor::from_vec(all_k, by_head, k.device())?;
+            v = Tensor::from_vec(all_v, by_head, v.device())?;
         }
         outputs.push(sequence_attention(spec, &part(q)?, &k, &v)?);
     }

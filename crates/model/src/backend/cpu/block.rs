@@ -15,15 +15,15 @@ use mixse_kernels::{
     rms_norm, rms_norm_backward, rope, rope_rows, store_paged, sum,
 };
 
-use super::{
-    block::{BlockSpec, BlockWeights, FrozenWeight},
-    buffer::Buffer,
-    dropout::BlockDropout,
-    gates::{self, Sequences},
-};
+use super::{buffer::Buffer, gates};
 use crate::{
+    backend::{
+        Sequences,
+        dropout::BlockDropout,
+        spec::{BlockSpec, BlockWeights},
+    },
     config::Activation,
-    expert::Module,
+    expert::{Module, PerModule},
     expert_set::{BlockLayout, ModuleLayout},
     router::GateConfig,
 };
@@ -53,7 +53,13 @@ pub(crate) enum Attend<'a> {
     /// The rows are whole sequences.
     Whole(&'a [Segment]),
     /// The rows continue sequences whose keys and values are in pages; their own are stored there first.
-    Paged { segments: &'a [PagedSegment<'a>], page_tokens: usize, keys: &'a mut [f32], values: &'a mut [f32] },
+    Paged {
+        segments: &'a [PagedSegment<'a>],
+        page_tokens: usize,
+        storage: KvStorage,
+        keys: &'a mut [f32],
+        values: &'a mut [f32],
+    },
 }
 
 /// Everything between a block's input and its output, `rows` rows each.
@@ -80,7 +86,7 @@ pub(crate) struct Activations {
     /// act(gate) ⊙ up; scratch, recomputed by the backward.
     inner: Buffer,
     /// A x of every module, `[rows, R]`.
-    u: [Buffer; 7],
+    u: PerModule<Buffer>,
     /// The router's softmax `[rows or sequences, choices]` and the gates `[rows, experts]`.
     pub(crate) probabilities: Buffer,
     pub(crate) gates: Buffer,
@@ -98,15 +104,12 @@ impl Activations {
 #[derive(Debug)]
 pub(crate) struct FusedBlock {
     pub(crate) spec: BlockSpec,
-    pub(crate) weights: BlockWeights,
+    pub(crate) weights: BlockWeights<Packed>,
 }
 
 impl FusedBlock {
     fn packed(&self, module: Module) -> &Packed {
-        match &self.weights.projections[module.index()] {
-            FrozenWeight::Packed(packed) => packed,
-            FrozenWeight::Tensor(_) => unreachable!("a fused block is loaded with packed weights"),
-        }
+        &self.weights.projections[module].weight
     }
 
     fn activation(&self) -> KernelActivation {
@@ -147,7 +150,7 @@ impl FusedBlock {
         y: &mut [f32],
     ) {
         matmul(x, rows.len(), self.packed(module), y, Overwrite);
-        if let Some(bias) = &self.weights.biases[module.index()] {
+        if let Some(bias) = &self.weights.projections[module].bias {
             y.chunks_exact_mut(bias.len())
                 .for_each(|row| row.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
         }
@@ -178,7 +181,8 @@ impl FusedBlock {
             let decisions = sequences.map_or(rows, |s| s.ragged.segments.len());
             let probabilities = act.probabilities.sized(decisions * choices);
             let gates = act.gates.sized(rows * (choices - usize::from(config.null_expert)));
-            gates::forward(h, r, hidden, config, *sequences, probabilities, gates);
+            let map = gates::Map { r, bias: None, d: hidden, config: *config };
+            gates::forward(h, map, *sequences, probabilities, gates);
         }
         let gate = match experts.map(|e| e.gate) {
             None | Some(GateValues::Full) => None,
@@ -187,8 +191,8 @@ impl FusedBlock {
         };
         let lora = Lora { experts, gate };
         let each = lora.rows_of_a_block(rows);
-        let [u_q, u_k, u_v, u_o, u_gate, u_up, u_down] = &mut act.u;
-        let factors = |module, buffer| lora.factors(module, rows, buffer);
+        let mut factors = act.u.iter_mut().zip(Module::ALL).map(|(u, module)| lora.factors(module, rows, u));
+        let mut next_factors = || factors.next().unwrap_or_default();
 
         let norm_width = |norm: &Option<Vec<f32>>, width: usize| norm.as_ref().map_or(0, |_| width);
         let (q_raw, k_raw) = (norm_width(&w.q_norm, q_width), norm_width(&w.k_norm, kv_width));
@@ -202,9 +206,9 @@ impl FusedBlock {
                 (act.q.sized(rows * q_width), q_width),
                 (act.k.sized(rows * kv_width), kv_width),
                 (act.v.sized(rows * kv_width), kv_width),
-                factors(Module::Q, u_q),
-                factors(Module::K, u_k),
-                factors(Module::V, u_v),
+                next_factors(),
+                next_factors(),
+                next_factors(),
             ],
             |range, [q_raw, k_raw, q, k, v, u_q, u_k, u_v]| {
                 let h = &h[range.start * hidden..range.end * hidden];
@@ -236,8 +240,7 @@ impl FusedBlock {
                 let lse = act.lse.sized(rows * shape.heads);
                 attention((&act.q, &act.k, &act.v), segments, *shape, attended, lse);
             }
-            Attend::Paged { segments, page_tokens, keys, values } => {
-                let storage = KvStorage::F32;
+            Attend::Paged { segments, page_tokens, storage, keys, values } => {
                 let mut pool = KvPoolMut { k: keys, v: values, page_tokens, storage };
                 store_paged((&act.k, &act.v), segments, &mut pool, *shape);
                 attention_paged(&act.q, segments, pool.shared(), *shape, attended);
@@ -253,7 +256,7 @@ impl FusedBlock {
         let alone = !keep
             && [Module::Gate, Module::Up, Module::Down]
                 .into_iter()
-                .all(|module| lora.place(module).is_none() && w.biases[module.index()].is_none());
+                .all(|module| lora.place(module).is_none() && w.projections[module].bias.is_none());
         for_row_blocks(
             rows,
             each,
@@ -264,10 +267,10 @@ impl FusedBlock {
                 (act.up.sized(rows * inner), inner),
                 (act.down_raw.sized(rows * down_raw), down_raw),
                 (&mut *y, hidden),
-                factors(Module::O, u_o),
-                factors(Module::Gate, u_gate),
-                factors(Module::Up, u_up),
-                factors(Module::Down, u_down),
+                next_factors(),
+                next_factors(),
+                next_factors(),
+                next_factors(),
             ],
             |range, [o_raw, x2, gate, up, down_raw, y, u_o, u_gate, u_up, u_down]| {
                 let (size, inner_size) = (range.len() * hidden, range.len() * spec.inner);
@@ -321,7 +324,7 @@ impl FusedBlock {
         act: &mut Activations,
         dy: &[f32],
         dx: &mut [f32],
-        grads: &mut ExpertGrads,
+        grads: &mut ExpertGrads<'_>,
     ) {
         let (spec, w, rows) = (&self.spec, &self.weights, angles.tokens());
         let (hidden, q_width, kv_width) = (rows * spec.hidden, rows * spec.q_width(), rows * spec.kv_width());
@@ -399,17 +402,10 @@ impl FusedBlock {
         if let (Some(ExpertValues { gate: GateValues::Routed(r, config, sequences), .. }), Some(d_gates)) =
             (&experts, &grads.gates)
         {
-            gates::backward(
-                d_gates,
-                &act.h,
-                r,
-                spec.hidden,
-                config,
-                *sequences,
-                &act.probabilities,
-                &mut d_h,
-                grads.router.as_deref_mut(),
-            );
+            let map = gates::Map { r, bias: None, d: spec.hidden, config: *config };
+            let router = grads.router.as_deref_mut();
+            let gradients = gates::MapGradients { dh: Some(&mut d_h), dr: router, db: None };
+            gates::backward(d_gates, &act.h, map, *sequences, &act.probabilities, gradients);
         }
         self.attention_norm_backward(x, &d_h, &mut d_hidden);
         add_into(&d_hidden, dx);
@@ -425,7 +421,7 @@ impl FusedBlock {
         add: bool,
         back: &LoraBack<'_>,
         dx: &mut [f32],
-        grads: &mut ExpertGrads,
+        grads: &mut ExpertGrads<'_>,
     ) {
         let weight = self.packed(module);
         let rows = x.len() / weight.k();
@@ -434,15 +430,15 @@ impl FusedBlock {
     }
 }
 
-/// Gradients of the experts and of the router's decision in one block.
+/// Gradients of the experts and of the router's decision in one block, each added to; `None`: not wanted.
 #[derive(Debug, Default)]
-pub(crate) struct ExpertGrads {
-    /// Of the block's flat factors; `None`: not wanted.
-    pub(crate) params: Option<Vec<f32>>,
-    /// Of the gates `[rows, experts]`; `None`: not wanted.
-    pub(crate) gates: Option<Vec<f32>>,
-    /// Of R `[choices, d]`; `None`: not wanted.
-    pub(crate) router: Option<Vec<f32>>,
+pub(crate) struct ExpertGrads<'a> {
+    /// Of the block's flat factors.
+    pub(crate) params: Option<&'a mut [f32]>,
+    /// Of the gates `[rows, experts]`.
+    pub(crate) gates: Option<&'a mut [f32]>,
+    /// Of R `[choices, d]`.
+    pub(crate) router: Option<&'a mut [f32]>,
 }
 
 /// The experts' part of the projections of a forward pass.
@@ -458,7 +454,7 @@ const BLOCK_ROWS: usize = 256;
 impl<'a> Lora<'a> {
     fn place(&self, module: Module) -> Option<(&ExpertValues<'a>, &'a ModuleLayout)> {
         let experts = self.experts.as_ref()?;
-        Some((experts, experts.layout.modules[module.index()].as_ref()?))
+        Some((experts, experts.layout.modules[module].as_ref()?))
     }
 
     /// Rows that go through the block's operations together. Fewer than some for each thread stay together, and the threads
@@ -503,7 +499,7 @@ impl<'a> Lora<'a> {
 struct LoraBack<'a> {
     experts: Option<ExpertValues<'a>>,
     gate: Option<&'a [f32]>,
-    u: &'a [Buffer; 7],
+    u: &'a PerModule<Buffer>,
 }
 
 impl LoraBack<'_> {
@@ -514,12 +510,12 @@ impl LoraBack<'_> {
         x: &[f32],
         rows: usize,
         dx: &mut [f32],
-        grads: &mut ExpertGrads,
+        grads: &mut ExpertGrads<'_>,
     ) {
         let Some(experts) = &self.experts else { return };
-        let Some(place) = &experts.layout.modules[module.index()] else { return };
+        let Some(place) = &experts.layout.modules[module] else { return };
         let (da, dbt) = grads.params.as_deref_mut().map(|flat| place.factors_mut(flat)).unzip();
-        let u = &self.u[module.index()];
+        let u = &self.u[module];
         let ranks = ranks(place);
         let lora = kernel_lora(place, experts.params, &ranks);
         let dgate = grads.gates.as_deref_mut();

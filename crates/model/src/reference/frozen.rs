@@ -1,9 +1,6 @@
-//! A product with a frozen weight on any device: `y = x Wᵀ`, whose backward is `dx = dy W` and nothing else.
+//! A product with a frozen weight: `y = x Wᵀ`, whose backward is `dx = dy W` and nothing else.
 
-use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, Layout, MetalStorage, Shape, Storage, Tensor,
-    backend::BackendStorage, bail,
-};
+use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Storage, Tensor, backend::BackendStorage, bail};
 
 /// `x [m, k] → x Wᵀ [m, n]` for a frozen W `[n, k]`.
 pub(crate) struct FrozenMatmul {
@@ -35,22 +32,6 @@ impl CustomOp1 for FrozenMatmul {
         let (m, n, k, transposed) = self.sizes(layout)?;
         match &*self.weight.storage_and_layout().0 {
             Storage::Cpu(w) => Ok((x.matmul(w, (1, m, n, k), layout, &transposed)?, (m, n).into())),
-            _ => bail!("the weight is on another device than the values"),
-        }
-    }
-
-    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> candle_core::Result<(CudaStorage, Shape)> {
-        let (m, n, k, transposed) = self.sizes(layout)?;
-        match &*self.weight.storage_and_layout().0 {
-            Storage::Cuda(w) => Ok((x.matmul(w, (1, m, n, k), layout, &transposed)?, (m, n).into())),
-            _ => bail!("the weight is on another device than the values"),
-        }
-    }
-
-    fn metal_fwd(&self, x: &MetalStorage, layout: &Layout) -> candle_core::Result<(MetalStorage, Shape)> {
-        let (m, n, k, transposed) = self.sizes(layout)?;
-        match &*self.weight.storage_and_layout().0 {
-            Storage::Metal(w) => Ok((x.matmul(w, (1, m, n, k), layout, &transposed)?, (m, n).into())),
             _ => bail!("the weight is on another device than the values"),
         }
     }

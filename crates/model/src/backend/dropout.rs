@@ -55,6 +55,7 @@ impl BlockDropout<'_> {
     }
 
     /// The module's mask over `[rows, k]`.
+    #[cfg(any(test, feature = "reference"))]
     pub(crate) fn mask(&self, module: Module, k: usize) -> Vec<f32> {
         let mut mask = vec![0.0; self.pass.keys.len() * k];
         for_each_chunk(&mut mask, k, |row, mask| self.pass.row(row, self.stream(module), mask));
