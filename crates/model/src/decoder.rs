@@ -31,7 +31,7 @@ use crate::{
         dropout::BlockDropout,
         fused::{Activations, Attend, ExpertValues, FusedBlock, GateValues},
         gates,
-        head::{FusedLoss, Head},
+        head::{FusedLoss, Head, check_logits},
         portable, values,
     },
     router::{Router, RouterInput},
@@ -406,7 +406,16 @@ impl Decoder {
     }
 
     /// Logits `[rows, vocab]` on the CPU of the given rows of [`Decoder::hidden`]'s output, row-major.
+    ///
+    /// # Errors
+    /// A logit that is not finite: nothing can be chosen or scored by it.
     pub fn logits(&self, hidden: &Tensor, rows: &[usize]) -> Result<Vec<f32>> {
+        let logits = self.all_logits(hidden, rows)?;
+        check_logits(&logits, self.config.vocab_size, rows)?;
+        Ok(logits)
+    }
+
+    fn all_logits(&self, hidden: &Tensor, rows: &[usize]) -> Result<Vec<f32>> {
         let _guard = self.body_guard();
         let d = self.config.hidden_size;
         match &self.body {

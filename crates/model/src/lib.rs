@@ -6,6 +6,7 @@
 
 pub mod cache;
 mod chat;
+pub mod compatibility;
 pub mod config;
 pub mod decoder;
 pub mod error;
@@ -13,10 +14,13 @@ pub mod expert;
 pub mod expert_set;
 pub mod export;
 pub mod files;
+pub mod finite;
 pub mod generate;
+mod keys;
 pub mod language;
 pub mod memory;
 pub mod mixture;
+mod notices;
 mod ops;
 pub mod peft;
 pub mod random;

@@ -12,6 +12,7 @@ use mixse_kernels::{
 };
 
 use super::{argument, block::FrozenWeight, frozen::FrozenMatmul, portable};
+use crate::finite;
 
 /// Rows whose logits are held at a time. The output projection is unpacked once for each chunk, so few rows are slow;
 /// 128 x 49,152 f32 values are 25 MB.
@@ -34,6 +35,18 @@ pub struct Target {
     pub row: usize,
     /// The next token.
     pub token: u32,
+}
+
+/// Refuses logits `[rows, vocabulary]` of some rows of a pass that are not all finite.
+pub(crate) fn check_logits(logits: &[f32], vocabulary: usize, rows: &[usize]) -> crate::Result<()> {
+    match finite::first_fault(logits) {
+        None => Ok(()),
+        Some((at, value)) => Err(crate::Error::NotFinite {
+            value,
+            token: (at % vocabulary.max(1)) as u32,
+            row: rows.get(at / vocabulary.max(1)).copied().unwrap_or(0),
+        }),
+    }
 }
 
 impl Head {
