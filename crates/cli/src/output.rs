@@ -112,7 +112,8 @@ impl log::Log for Notices {
 
     fn log(&self, record: &log::Record<'_>) {
         let message = record.args().to_string();
-        if self.enabled(record.metadata()) && self.0.lock().is_ok_and(|mut said| said.insert(message.clone())) {
+        if self.enabled(record.metadata()) && self.0.lock().is_ok_and(|mut said| said.insert(message.clone()))
+        {
             note(format_args!("mixse: note: {message}"));
         }
     }

@@ -113,9 +113,10 @@ pub(crate) fn check_tensors(path: &Path, tensors: &[NamedTensor<'_>]) -> Result<
 fn check_finite(path: &Path, name: &str, shape: &[usize], values: &[f32]) -> Result<()> {
     match finite::first_fault(values) {
         None => Ok(()),
-        Some((at, value)) => {
-            Err(Error::invalid(path, format!("tensor `{name}` holds {value} at {}", finite::place(at, shape))))
-        }
+        Some((at, value)) => Err(Error::invalid(
+            path,
+            format!("tensor `{name}` holds {value} at {}", finite::place(at, shape)),
+        )),
     }
 }
 
@@ -177,7 +178,9 @@ pub fn write_model(
                         let rounded = half::bf16::from_f32(value);
                         if !rounded.is_finite() {
                             let place = finite::place(at, shape);
-                            let what = format!("tensor `{name}` holds {value} at {place}, too large for bf16: write f32");
+                            let what = format!(
+                                "tensor `{name}` holds {value} at {place}, too large for bf16: write f32"
+                            );
                             return Err(Error::invalid(path, what));
                         }
                         file.write_all(&rounded.to_le_bytes())

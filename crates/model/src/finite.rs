@@ -3,20 +3,16 @@
 //! One such number makes every later one meaningless, so each place that takes numbers in or gives answers out looks for
 //! them. A scan is one pass over bits that are in the cache anyway.
 
+use mixse_kernels::loss::all_finite;
+
 /// Values looked at before the scan may stop.
 const PIECE: usize = 4096;
 
 /// The first value that is not finite, with its index.
 pub fn first_fault(values: &[f32]) -> Option<(usize, f32)> {
-    for (index, piece) in values.chunks(PIECE).enumerate() {
-        // Without a branch in the loop: the compiler makes it a comparison of registers.
-        let fine = piece.iter().fold(true, |fine, value| fine & value.is_finite());
-        if !fine {
-            let at = piece.iter().position(|value| !value.is_finite())?;
-            return Some((index * PIECE + at, piece[at]));
-        }
-    }
-    None
+    let (index, piece) = values.chunks(PIECE).enumerate().find(|(_, piece)| !all_finite(piece))?;
+    let at = piece.iter().position(|value| !value.is_finite())?;
+    Some((index * PIECE + at, piece[at]))
 }
 
 /// The place of the value `index` in a tensor of this shape, as `[row, column]`.

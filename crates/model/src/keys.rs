@@ -84,7 +84,12 @@ pub(crate) fn check(lists: Lists<'_>, object: &Map<String, Value>, path: &Path) 
             Rule::Used | Rule::Ignored => {}
             Rule::Only(values) if is_one_of(value, values) => {}
             Rule::Noted(values) if is_one_of(value, values) => {}
-            Rule::Only(_) => refused.push(format!("{} is {}, which is not supported{}", name, short(value), because(key.why))),
+            Rule::Only(_) => refused.push(format!(
+                "{} is {}, which is not supported{}",
+                name,
+                short(value),
+                because(key.why)
+            )),
             Rule::Noted(_) => checked.notes.push(format!("{} is {}{}", name, short(value), because(key.why))),
         }
     }
@@ -108,7 +113,9 @@ pub(crate) fn short(value: &Value) -> String {
 /// Numbers are equal by value (`0` and `0.0`).
 fn is_one_of(value: &Value, texts: &[&str]) -> bool {
     texts.iter().any(|text| match serde_json::from_str::<Value>(text) {
-        Ok(expected) => expected == *value || expected.as_f64().zip(value.as_f64()).is_some_and(|(a, b)| a == b),
+        Ok(expected) => {
+            expected == *value || expected.as_f64().zip(value.as_f64()).is_some_and(|(a, b)| a == b)
+        }
         Err(_) => false,
     })
 }
@@ -132,7 +139,11 @@ pub(crate) fn markdown(lists: Lists<'_>, out: &mut String) {
         keys.iter().filter(|key| wanted(&key.rule)).map(|key| format!("`{}`", key.name)).collect()
     };
     paragraph(out, "Implemented", &names(|rule| matches!(rule, Rule::Used)));
-    paragraph(out, "Ignored, because no value changes the result", &names(|rule| matches!(rule, Rule::Ignored)));
+    paragraph(
+        out,
+        "Ignored, because no value changes the result",
+        &names(|rule| matches!(rule, Rule::Ignored)),
+    );
     let bounded: Vec<(&Key, &[&str], &str)> = keys
         .iter()
         .filter_map(|key| match key.rule {
@@ -181,8 +192,12 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    const LIST: &[Key] =
-        &[used("size"), ignored("seed"), only("bias", &["\"none\"", "0"], "no biases"), noted("dropout", &["0"], "not applied")];
+    const LIST: &[Key] = &[
+        used("size"),
+        ignored("seed"),
+        only("bias", &["\"none\"", "0"], "no biases"),
+        noted("dropout", &["0"], "not applied"),
+    ];
 
     fn check_text(value: Value) -> std::result::Result<Checked, String> {
         let Value::Object(object) = value else { panic!("an object") };

@@ -158,21 +158,31 @@ pub fn read(dir: &Path, model: &ModelConfig) -> Result<Expert> {
         let [rows, columns] = shape[..] else {
             return fail(format!("tensor `{name}` has shape {shape:?} instead of two sizes"));
         };
-        let pair = pairs.entry((block, module)).or_insert_with(|| Pair { path: found.path.clone(), factors: [None, None] });
+        let pair = pairs
+            .entry((block, module))
+            .or_insert_with(|| Pair { path: found.path.clone(), factors: [None, None] });
         if pair.path != found.path || pair.factors[found.factor].is_some() {
-            return fail(format!("block {block} {} has factors under two names, one is `{name}`", module.path()));
+            return fail(format!(
+                "block {block} {} has factors under two names, one is `{name}`",
+                module.path()
+            ));
         }
         pair.factors[found.factor] = Some(Matrix { rows, columns, values });
     }
     if pairs.is_empty() {
         return fail(match other_towers.first() {
-            Some(name) => format!("adapts no block of the text model, only other parts of a larger one (`{name}`)"),
+            Some(name) => {
+                format!("adapts no block of the text model, only other parts of a larger one (`{name}`)")
+            }
             None => "holds no LoRA factors".to_owned(),
         });
     }
     if let Some(name) = other_towers.first() {
         let count = other_towers.len();
-        notices::about(&tensors_path, format!("{count} tensors are left out that are not of the text model (`{name}`)"));
+        notices::about(
+            &tensors_path,
+            format!("{count} tensors are left out that are not of the text model (`{name}`)"),
+        );
     }
     check_targets(&config, &pairs, model, dir)?;
     if other_towers.is_empty()
@@ -198,9 +208,15 @@ pub fn read(dir: &Path, model: &ModelConfig) -> Result<Expert> {
         }
         let rank = config.rank(&path)?;
         if rank != a.rows {
-            return fail(format!("`{path}` has rank {}, but {} says {rank}", a.rows, dir.join(CONFIG).display()));
+            return fail(format!(
+                "`{path}` has rank {}, but {} says {rank}",
+                a.rows,
+                dir.join(CONFIG).display()
+            ));
         }
-        let scale = LoraConfig { rank, alpha: config.alpha(&path)?, rslora: config.rslora, ..LoraConfig::default() }.scale();
+        let scale =
+            LoraConfig { rank, alpha: config.alpha(&path)?, rslora: config.rslora, ..LoraConfig::default() }
+                .scale();
         blocks[block][module.index()] = Some(Factors { rank, scale, a: a.values, b: b.values });
     }
     let targets: Vec<Module> =
@@ -255,7 +271,10 @@ fn check_targets(
         for module in Module::ALL {
             let path = format!("{prefix}{block}.{}", module.path());
             if !pairs.contains_key(&(block, module)) && config.targets(&path)? {
-                return Err(Error::invalid(dir.join(CONFIG), format!("targets `{path}`, which has no factors in {TENSORS}")));
+                return Err(Error::invalid(
+                    dir.join(CONFIG),
+                    format!("targets `{path}`, which has no factors in {TENSORS}"),
+                ));
             }
         }
     }

@@ -323,7 +323,10 @@ fn read_xlora(dir: &Path, experts: &[String], model: &ModelConfig, device: &Devi
     let checked = keys::check(&[XLORA_KEYS], &object, &path)?;
     let refuse = |what: &str| Err(Error::invalid(&path, what));
     if let Some((name, value)) = checked.unknown.iter().find(|(_, value)| !keys::is_off(value)) {
-        return refuse(&format!("{name} = {} is a key that is not known here (remove it if it has no effect)", keys::short(value)));
+        return refuse(&format!(
+            "{name} = {} is a key that is not known here (remove it if it has no effect)",
+            keys::short(value)
+        ));
     }
     // As for PEFT, a null is a value that is not there.
     let given = object.into_iter().filter(|(_, value)| !value.is_null()).collect();

@@ -253,7 +253,9 @@ impl Checkpoint {
             .collect();
         let names: Vec<&str> = match &self.source {
             Source::Gguf(gguf) => {
-                read.insert(gguf_layout::ROPE_FACTORS.to_owned());
+                if !self.config.rope_factors.is_empty() {
+                    read.insert(gguf_layout::ROPE_FACTORS.to_owned());
+                }
                 gguf.names().collect()
             }
             Source::Directory { shards, .. } => {
@@ -264,21 +266,29 @@ impl Checkpoint {
                 shards.names().collect()
             }
         };
-        let mut left: Vec<&str> = names.into_iter().filter(|name| !read.contains(*name) && !is_harmless(name)).collect();
+        let mut left: Vec<&str> =
+            names.into_iter().filter(|name| !read.contains(*name) && !is_harmless(name)).collect();
         left.sort_unstable();
         if has_vision {
-            let of_vision = |name: &&str| safetensors::OTHER_TOWERS.iter().any(|tower| name.starts_with(tower));
+            let of_vision =
+                |name: &&str| safetensors::OTHER_TOWERS.iter().any(|tower| name.starts_with(tower));
             let (towers, rest): (Vec<&str>, Vec<&str>) = left.into_iter().partition(of_vision);
             if !towers.is_empty() {
                 let count = towers.len();
-                notices::about(path, format!("only the text model is read: {count} tensors of the vision part are left out"));
+                notices::about(
+                    path,
+                    format!("only the text model is read: {count} tensors of the vision part are left out"),
+                );
             }
             left = rest;
         }
         match (left.len(), unused) {
             (0, _) => Ok(()),
             (count, Unused::Ignore) => {
-                notices::about(path, format!("{count} tensors that nothing reads are left out: {}", listed(&left)));
+                notices::about(
+                    path,
+                    format!("{count} tensors that nothing reads are left out: {}", listed(&left)),
+                );
                 Ok(())
             }
             (count, Unused::Refuse) => Err(Error::invalid(
@@ -295,7 +305,9 @@ impl Checkpoint {
 
 /// Tensors that some programs store beside the weights although they follow from the configuration.
 fn is_harmless(name: &str) -> bool {
-    name.ends_with(".rotary_emb.inv_freq") || name.ends_with(".rotary_emb.original_inv_freq") || name.ends_with(".attn_rot_embd.weight")
+    name.ends_with(".rotary_emb.inv_freq")
+        || name.ends_with(".rotary_emb.original_inv_freq")
+        || name.ends_with(".attn_rot_embd.weight")
 }
 
 /// Decides what the output head of a model with tied embeddings is, as transformers 5 does: numbers of its own count if they
@@ -304,7 +316,10 @@ fn settle_head(config: &mut ModelConfig, shards: &safetensors::Shards, path: &Pa
     let (Some(head), Some(embedding)) = (shards.find(HEAD), shards.find(EMBEDDING)) else { return Ok(()) };
     if config.tied_embeddings && !shards.equal(head, embedding)? {
         config.tied_embeddings = false;
-        notices::about(path, format!("tie_word_embeddings is true, but {HEAD} differs from {EMBEDDING}: it is used"));
+        notices::about(
+            path,
+            format!("tie_word_embeddings is true, but {HEAD} differs from {EMBEDDING}: it is used"),
+        );
     }
     Ok(())
 }

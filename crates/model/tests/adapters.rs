@@ -36,8 +36,11 @@ fn usual() -> Vec<(String, Vec<usize>)> {
 }
 
 fn write(directory: &Path, changes: Value, tensors: &[(String, Vec<usize>)]) {
-    let mut config = json!({"peft_type": "LORA", "r": RANK, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]});
-    let (Value::Object(config), Value::Object(changes)) = (&mut config, changes) else { panic!("two objects") };
+    let mut config =
+        json!({"peft_type": "LORA", "r": RANK, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]});
+    let (Value::Object(config), Value::Object(changes)) = (&mut config, changes) else {
+        panic!("two objects")
+    };
     config.extend(changes);
     files::write_json(&directory.join(peft::CONFIG), config).unwrap();
     let values: Vec<Vec<f32>> = tensors.iter().map(|(_, shape)| vec![0.5; shape.iter().product()]).collect();
@@ -70,9 +73,18 @@ fn patterns_give_the_scales_of_peft() {
     check(json!({}), [4.0; 4]);
     check(json!({"use_rslora": true}), [8.0; 4]);
     check(json!({"alpha_pattern": {"(q|v)_proj": 64}}), [16.0; 4]);
-    check(json!({"alpha_pattern": {"v_proj": 8, "model.layers.0.self_attn.v_proj": 32}}), [4.0, 2.0, 4.0, 2.0]);
-    check(json!({"alpha_pattern": {"model.layers.0.self_attn.v_proj": 32, "v_proj": 8}}), [4.0, 8.0, 4.0, 2.0]);
-    check(json!({"alpha_pattern": {"^model.layers.0.self_attn.q_proj": 4}, "use_rslora": true}), [2.0, 8.0, 8.0, 8.0]);
+    check(
+        json!({"alpha_pattern": {"v_proj": 8, "model.layers.0.self_attn.v_proj": 32}}),
+        [4.0, 2.0, 4.0, 2.0],
+    );
+    check(
+        json!({"alpha_pattern": {"model.layers.0.self_attn.v_proj": 32, "v_proj": 8}}),
+        [4.0, 8.0, 4.0, 2.0],
+    );
+    check(
+        json!({"alpha_pattern": {"^model.layers.0.self_attn.q_proj": 4}, "use_rslora": true}),
+        [2.0, 8.0, 8.0, 8.0],
+    );
     let nothing = json!({"proj": 2, "q_pro": 2, "base_model.model.model.layers.0.self_attn.q_proj": 2});
     check(json!({"rank_pattern": nothing.clone(), "alpha_pattern": nothing}), [4.0; 4]);
     check(json!({"target_modules": null}), [4.0; 4]);
@@ -94,7 +106,10 @@ fn patterns_give_the_scales_of_peft() {
 #[test]
 fn an_adapter_covers_exactly_what_its_configuration_targets() {
     let block = |block| {
-        [Module::Q, Module::V].into_iter().flat_map(move |m| factors(PREFIX, block, m, RANK)).collect::<Vec<_>>()
+        [Module::Q, Module::V]
+            .into_iter()
+            .flat_map(move |m| factors(PREFIX, block, m, RANK))
+            .collect::<Vec<_>>()
     };
     let fine = |changes: Value, tensors: &[(String, Vec<usize>)], expected: [Option<f32>; 4]| {
         assert_eq!(scales(&read(changes.clone(), tensors).unwrap()), expected, "{changes}");
@@ -119,7 +134,11 @@ fn an_adapter_covers_exactly_what_its_configuration_targets() {
     refused(json!({"rank_pattern": {"q_proj": 8}}), &usual(), "has rank 4, but");
     refused(json!({"lora_alpha": 1e300}), &usual(), "out of the range of 32-bit numbers");
     // An adapter of another kind is that, and not one for another base.
-    refused(json!({"layer_replication": [[0, 2], [0, 2]]}), &factors(PREFIX, 3, Module::Q, RANK), "layer_replication");
+    refused(
+        json!({"layer_replication": [[0, 2], [0, 2]]}),
+        &factors(PREFIX, 3, Module::Q, RANK),
+        "layer_replication",
+    );
     refused(json!({"peft_type": "IA3"}), &[("x".into(), vec![1])], "peft_type is \"IA3\"");
 }
 
@@ -137,9 +156,12 @@ fn tensors_of_other_towers_are_no_text() {
         assert_eq!(expert.blocks, read(json!({}), &usual()).unwrap().blocks);
     }
     // The text model of a larger one has other names for the same modules.
-    for prefix in ["base_model.model.model.language_model.layers.", "base_model.model.language_model.model.layers."] {
+    for prefix in
+        ["base_model.model.model.language_model.layers.", "base_model.model.language_model.model.layers."]
+    {
         let modules = [(0, Module::Q), (1, Module::Q)];
-        let text: Vec<_> = modules.iter().flat_map(|&(block, module)| factors(prefix, block, module, RANK)).collect();
+        let text: Vec<_> =
+            modules.iter().flat_map(|&(block, module)| factors(prefix, block, module, RANK)).collect();
         let expert = read(json!({"target_modules": ["q_proj"]}), &text).unwrap();
         assert_eq!(scales(&expert), [Some(4.0), None, Some(4.0), None]);
         let twice = [text, usual()].concat();

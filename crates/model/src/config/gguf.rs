@@ -93,10 +93,17 @@ impl<'a> Metadata<'a> {
             }
         }
         let checked = keys::check(&[MODEL, FILE], &object, self.file.path())?;
-        let unknown: Vec<&str> =
-            checked.unknown.iter().filter(|(_, value)| !keys::is_off(value)).map(|(name, _)| name.as_str()).collect();
+        let unknown: Vec<&str> = checked
+            .unknown
+            .iter()
+            .filter(|(_, value)| !keys::is_off(value))
+            .map(|(name, _)| name.as_str())
+            .collect();
         if !unknown.is_empty() {
-            let what = format!("metadata keys that this architecture does not have are ignored: {}", unknown.join(", "));
+            let what = format!(
+                "metadata keys that this architecture does not have are ignored: {}",
+                unknown.join(", ")
+            );
             notices::about(self.file.path(), what);
         }
         Ok(())
@@ -241,7 +248,14 @@ impl<'a> Metadata<'a> {
 
     /// Llama 3.1's scaling comes as a tensor of divisors.
     fn rope_factors(&self, head_dim: usize) -> Result<Vec<f32>> {
-        let Some(tensor) = self.file.tensor("rope_freqs.weight") else { return Ok(Vec::new()) };
+        // Files of other architectures have no such tensor: it is one that nothing reads there.
+        let Some(tensor) = self
+            .file
+            .tensor("rope_freqs.weight")
+            .filter(|_| matches!(self.architecture, Architecture::Llama | Architecture::Mistral))
+        else {
+            return Ok(Vec::new());
+        };
         if tensor.shape != [head_dim / 2] || tensor.dtype != candle_core::quantized::GgmlDType::F32 {
             return Err(self.file.invalid(format!(
                 "rope_freqs.weight is {:?} {:?}; it must be [{}] of F32",

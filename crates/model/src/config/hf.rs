@@ -47,7 +47,10 @@ pub(super) fn read(path: &Path) -> Result<Read> {
         say(path, outer);
         text.insert("model_type".to_owned(), json!("gemma3_text"));
         // The whole model's head is what is tied or not.
-        text.insert("tie_word_embeddings".to_owned(), object.get("tie_word_embeddings").cloned().unwrap_or(json!(true)));
+        text.insert(
+            "tie_word_embeddings".to_owned(),
+            object.get("tie_word_embeddings").cloned().unwrap_or(json!(true)),
+        );
         object = text;
         has_vision = true;
     }
@@ -66,7 +69,10 @@ fn say(path: &Path, checked: keys::Checked) {
         .map(|(name, value)| format!("{name} = {}", keys::short(value)))
         .collect();
     if !unknown.is_empty() {
-        notices::about(path, format!("keys that this architecture does not have are ignored: {}", unknown.join(", ")));
+        notices::about(
+            path,
+            format!("keys that this architecture does not have are ignored: {}", unknown.join(", ")),
+        );
     }
 }
 
@@ -102,7 +108,8 @@ impl<'a> Config<'a> {
         let lists: keys::Lists<'_> = &[hf_keys::of(architecture), hf_keys::COMMON];
         say(path, keys::check(lists, &object, path)?);
         // A key of another architecture must not be read by accident.
-        let is_used = |name: &str| matches!(keys::rule(lists, name), Some(key) if matches!(key.rule, Rule::Used));
+        let is_used =
+            |name: &str| matches!(keys::rule(lists, name), Some(key) if matches!(key.rule, Rule::Used));
         let object = object.into_iter().filter(|(name, _)| is_used(name)).collect();
         Ok(Self { path, architecture, object, defaults: class_defaults(architecture) })
     }
@@ -211,7 +218,8 @@ impl<'a> Config<'a> {
     fn windowed_blocks(&self, count: usize) -> Result<Vec<bool>> {
         use Architecture::{Gemma, Gemma2, Gemma3, Llama, Mistral, Qwen2, Qwen3};
         let qwen = matches!(self.architecture, Qwen2 | Qwen3);
-        let has_window = self.usize("sliding_window")?.is_some() && (!qwen || self.bool("use_sliding_window")?);
+        let has_window =
+            self.usize("sliding_window")?.is_some() && (!qwen || self.bool("use_sliding_window")?);
         match self.architecture {
             Llama | Gemma => return Ok(vec![false; count]),
             Mistral => return Ok(vec![has_window; count]),
@@ -274,19 +282,25 @@ impl<'a> Config<'a> {
             Ok(self.typed(key, "an object", Value::as_object)?.filter(|object| !object.is_empty()))
         };
         let (given, old) = (object("rope_parameters")?, object("rope_scaling")?);
-        let by_layer_type = given.is_some_and(|given| given.contains_key(FULL) || given.contains_key(WINDOWED));
+        let by_layer_type =
+            given.is_some_and(|given| given.contains_key(FULL) || given.contains_key(WINDOWED));
         let parameters = if self.architecture == Architecture::Gemma3 {
             if given.is_some() && !by_layer_type {
                 return Err(Error::invalid(
                     self.path,
-                    format!("rope_parameters must have an entry {FULL} and one {WINDOWED} for this architecture"),
+                    format!(
+                        "rope_parameters must have an entry {FULL} and one {WINDOWED} for this architecture"
+                    ),
                 ));
             }
             let mut parameters = match given.and_then(|given| given.get(layer_type)) {
                 None | Some(Value::Null) => Map::new(),
                 Some(Value::Object(parameters)) => parameters.clone(),
                 Some(other) => {
-                    let what = format!("rope_parameters: {layer_type} is {}; it should be an object", keys::short(other));
+                    let what = format!(
+                        "rope_parameters: {layer_type} is {}; it should be an object",
+                        keys::short(other)
+                    );
                     return Err(Error::invalid(self.path, what));
                 }
             };
@@ -294,7 +308,10 @@ impl<'a> Config<'a> {
             if let (true, Some(old)) = (layer_type == FULL, old) {
                 // transformers would take no notice of the kind then.
                 if old.contains_key("type") && !old.contains_key("rope_type") {
-                    return Err(Error::invalid(self.path, "rope_scaling has a type, which should be called rope_type"));
+                    return Err(Error::invalid(
+                        self.path,
+                        "rope_scaling has a type, which should be called rope_type",
+                    ));
                 }
                 parameters.extend(old.clone());
             }

@@ -15,7 +15,7 @@ use crate::{
 
 /// The keys of `LoraConfig`, and of older versions of it.
 const KEYS: &[Key] = &[
-    only("peft_type", &["\"LORA\""], "experts are LoRA adapters"),
+    used("peft_type"),
     only("task_type", &["\"CAUSAL_LM\""], "experts are adapters of language models"),
     used("r"),
     used("lora_alpha"),
@@ -30,8 +30,7 @@ const KEYS: &[Key] = &[
     only(
         "init_lora_weights",
         &["true", "false", "\"gaussian\"", "\"orthogonal\"", "\"eva\"", "\"lora_ga\"", "\"mica\""],
-        "other initialisations (PiSSA, OLoRA, CorDA, LoftQ) change the base's own weights; convert the adapter with PEFT's \
-         path_initial_model_for_weight_conversion",
+        "the base's weights change too",
     ),
     only("bias", &["\"none\""], "trained biases are not supported"),
     only("lora_bias", &["false"], "trained biases are not supported"),
@@ -104,7 +103,12 @@ impl AdapterConfig {
         let get = |key: &str| object.get(key).filter(|value| !value.is_null());
         match get("peft_type") {
             Some(Value::String(kind)) if kind == "LORA" => {}
-            Some(other) => return fail(format!("peft_type is {}; only LORA adapters can be experts", keys::short(other))),
+            Some(other) => {
+                return fail(format!(
+                    "peft_type is {}; only LORA adapters can be experts",
+                    keys::short(other)
+                ));
+            }
             None => return fail("has no peft_type: not an adapter's configuration".to_owned()),
         }
         let checked = keys::check(&[KEYS], object, path)?;
@@ -134,8 +138,9 @@ impl AdapterConfig {
         };
         let rank = match get("r") {
             None => DEFAULT.0,
-            Some(value) => as_rank(value)
-                .ok_or_else(|| Error::invalid(path, format!("r is {value}; it should be a whole number above 0")))?,
+            Some(value) => as_rank(value).ok_or_else(|| {
+                Error::invalid(path, format!("r is {value}; it should be a whole number above 0"))
+            })?,
         };
         let dropout = number("lora_dropout", 0.0)?;
         if !(0.0..1.0).contains(&dropout) {
@@ -156,8 +161,13 @@ impl AdapterConfig {
             .transpose()?;
         let (layers, layer_names) = (get("layers_to_transform"), get("layers_pattern"));
         // PEFT refuses the same.
-        if matches!(get("target_modules"), Some(Value::String(_))) && (layers.is_some() || layer_names.is_some()) {
-            return fail("layers_to_transform and layers_pattern have no meaning where target_modules is a pattern".into());
+        if matches!(get("target_modules"), Some(Value::String(_)))
+            && (layers.is_some() || layer_names.is_some())
+        {
+            return fail(
+                "layers_to_transform and layers_pattern have no meaning where target_modules is a pattern"
+                    .into(),
+            );
         }
         if layer_names.is_some_and(|names| !keys::is_off(names)) && layers.is_none() {
             return fail("layers_pattern has no meaning without layers_to_transform".into());
@@ -205,7 +215,9 @@ impl AdapterConfig {
         let Modules::Names(wanted) = &self.targets else { return None };
         let found = |name: &String| {
             (0..model.blocks.len()).any(|block| {
-                Module::ALL.iter().any(|module| ends_with_name(&format!("{prefix}{block}.{}", module.path()), name))
+                Module::ALL
+                    .iter()
+                    .any(|module| ends_with_name(&format!("{prefix}{block}.{}", module.path()), name))
             })
         };
         wanted.iter().find(|name| !found(name)).map(String::as_str)
@@ -221,7 +233,9 @@ pub(crate) fn documentation() -> String {
     let mut out = String::new();
     keys::markdown(&[KEYS], &mut out);
     out.push_str(
-        "A key that is in no list is refused unless its value is `null`, `false`, `0` or empty. Tensors must be the LoRA\n\
+        "`peft_type` must be `LORA`. Of the initialisations, PiSSA, OLoRA, CorDA and LoftQ change the base's own weights when the\n\
+         adapter is loaded; PEFT converts such an adapter to a plain one (`path_initial_model_for_weight_conversion`).\n\n\
+         A key that is in no list is refused unless its value is `null`, `false`, `0` or empty. Tensors must be the LoRA\n\
          factors of exactly the modules that the configuration targets; those of other parts of a model (such as one that\n\
          reads images) are left out, which is said, and refused where there are no others. Patterns are matched as PEFT\n\
          does it, in the order of the file.\n",
@@ -236,7 +250,9 @@ mod tests {
 
     fn read(changes: Value) -> std::result::Result<AdapterConfig, String> {
         let mut object = json!({"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]});
-        let (Value::Object(object), Value::Object(changes)) = (&mut object, changes) else { panic!("objects") };
+        let (Value::Object(object), Value::Object(changes)) = (&mut object, changes) else {
+            panic!("objects")
+        };
         object.extend(changes);
         AdapterConfig::new(object, Path::new("adapter_config.json")).map_err(|e| e.to_string())
     }
@@ -307,7 +323,10 @@ mod tests {
             (json!({"rank_pattern": {"(": 1}}), "not a regular expression"),
         ] {
             let message = read(changes.clone()).map(|_| String::new()).unwrap_or_else(|message| message);
-            assert!(message.starts_with("adapter_config.json: ") && message.contains(expected), "{changes}: {message}");
+            assert!(
+                message.starts_with("adapter_config.json: ") && message.contains(expected),
+                "{changes}: {message}"
+            );
         }
     }
 
@@ -333,7 +352,11 @@ mod tests {
     #[test]
     fn targets_leave_out_what_is_excluded_and_other_layers() {
         let check = |changes: Value, module: &str, expected: bool| {
-            assert_eq!(read(changes.clone()).unwrap().targets(module).unwrap(), expected, "{changes} {module}");
+            assert_eq!(
+                read(changes.clone()).unwrap().targets(module).unwrap(),
+                expected,
+                "{changes} {module}"
+            );
         };
         let (q0, q1) = ("model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj");
         check(json!({}), q0, true);

@@ -34,8 +34,8 @@ pub(super) fn parse_name(name: &str) -> Named {
     let Some((path, factor)) = split_factor(name) else { return Named::Unknown };
     let path = path.strip_prefix(WRAPPER).unwrap_or(path);
     let Some(rest) = TEXT.iter().find_map(|prefix| path.strip_prefix(prefix)) else {
-        // Other blocks have these names as well; the text model's own parts outside the blocks do not.
-        let of_text = ["lm_head", "model.embed_tokens", "embed_tokens"].contains(&path);
+        // The text model's parts outside the blocks, whatever stands before them.
+        let of_text = path.rsplit('.').next().is_some_and(|last| ["lm_head", "embed_tokens"].contains(&last));
         return if of_text { Named::Unknown } else { Named::OtherTower };
     };
     let parsed = rest.split_once('.').and_then(|(block, module)| {
@@ -57,7 +57,8 @@ fn split_factor(name: &str) -> Option<(&str, usize)> {
         (_, Some(rest)) => (1, rest),
         _ => return None,
     };
-    let plain = rest == "weight" || rest.strip_suffix(".weight").is_some_and(|adapter| !adapter.contains('.'));
+    let plain =
+        rest == "weight" || rest.strip_suffix(".weight").is_some_and(|adapter| !adapter.contains('.'));
     plain.then_some((path, factor))
 }
 
@@ -73,7 +74,9 @@ mod tests {
     #[test]
     fn only_text_blocks_have_factors() {
         let check = |name: &str, expected: Named| assert_eq!(parse_name(name), expected, "{name}");
-        let factor = |block, module, factor, path: &str| Named::Factor(FactorName { block, module, factor, path: path.into() });
+        let factor = |block, module, factor, path: &str| {
+            Named::Factor(FactorName { block, module, factor, path: path.into() })
+        };
         let q = "model.layers.0.self_attn.q_proj";
         check(&format!("base_model.model.{q}.lora_A.weight"), factor(0, Module::Q, 0, q));
         check(&format!("base_model.model.{q}.lora_B.default.weight"), factor(0, Module::Q, 1, q));
@@ -105,6 +108,8 @@ mod tests {
             "base_model.model.model.layers.0.self_attn.q_proj.lora_A.a.b.weight",
             "base_model.model.model.embed_tokens.lora_A.weight",
             "base_model.model.lm_head.lora_A.weight",
+            "base_model.model.language_model.lm_head.lora_A.weight",
+            "base_model.model.model.language_model.embed_tokens.lora_A.weight",
             "base_model.model.lm_head.weight",
             "x",
         ] {

@@ -27,9 +27,9 @@ impl Pattern {
 
     /// Whether `module` matches.
     fn matches(&self, module: &str) -> Result<bool> {
-        self.regex
-            .is_match(module)
-            .map_err(|e| Error::Unsupported(format!("the pattern {:?} cannot be tried on `{module}`: {e}", self.source)))
+        self.regex.is_match(module).map_err(|e| {
+            Error::Unsupported(format!("the pattern {:?} cannot be tried on `{module}`: {e}", self.source))
+        })
     }
 
     /// The named group `idx` as a number; `None` without a match.
@@ -56,13 +56,21 @@ impl Modules {
     /// From a string or a list of strings.
     pub(super) fn parse(value: &Value, key: &str, path: &Path) -> Result<Self> {
         match value {
-            Value::String(text) if key == "target_modules" && text.eq_ignore_ascii_case("all-linear") => Ok(Self::AllLinear),
+            Value::String(text) if key == "target_modules" && text.eq_ignore_ascii_case("all-linear") => {
+                Ok(Self::AllLinear)
+            }
             Value::String(text) => Ok(Self::Pattern(Pattern::new(r"(?:{})\z", text, key, path)?)),
             Value::Array(list) => {
-                let names = list.iter().map(|name| name.as_str().map(str::to_owned)).collect::<Option<Vec<String>>>();
-                names.map(Self::Names).ok_or_else(|| Error::invalid(path, format!("{key} is not a list of names")))
+                let names =
+                    list.iter().map(|name| name.as_str().map(str::to_owned)).collect::<Option<Vec<String>>>();
+                names
+                    .map(Self::Names)
+                    .ok_or_else(|| Error::invalid(path, format!("{key} is not a list of names")))
             }
-            other => Err(Error::invalid(path, format!("{key} is {other}; it should be a name, a pattern or a list"))),
+            other => Err(Error::invalid(
+                path,
+                format!("{key} is {other}; it should be a name, a pattern or a list"),
+            )),
         }
     }
 
@@ -108,7 +116,10 @@ impl Layers {
                 .collect::<Option<_>>()
                 .ok_or_else(|| Error::invalid(path, "layers_pattern is not a list of names"))?,
             Some(other) => {
-                return Err(Error::invalid(path, format!("layers_pattern is {other}; it should be a name or a list")));
+                return Err(Error::invalid(
+                    path,
+                    format!("layers_pattern is {other}; it should be a name or a list"),
+                ));
             }
         };
         if indices.is_empty() {
@@ -117,7 +128,8 @@ impl Layers {
         let patterns = if names.is_empty() {
             vec![Pattern::new(r".*?\.[^.]*\.(?P<idx>\d+)\.", "", "layers_pattern", path)?]
         } else {
-            let pattern = |name: &String| Pattern::new(r"(?:^|.*?\.){}\.(?P<idx>\d+)\.", name, "layers_pattern", path);
+            let pattern =
+                |name: &String| Pattern::new(r"(?:^|.*?\.){}\.(?P<idx>\d+)\.", name, "layers_pattern", path);
             names.iter().map(pattern).collect::<Result<_>>()?
         };
         Ok(Some(Self { indices, patterns }))
@@ -148,11 +160,14 @@ impl<T: Copy> Overrides<T> {
         let object = match value {
             None => return Ok(Self(Vec::new())),
             Some(Value::Object(object)) => object,
-            Some(other) => return Err(Error::invalid(path, format!("{key} is {other}; it should be an object"))),
+            Some(other) => {
+                return Err(Error::invalid(path, format!("{key} is {other}; it should be an object")));
+            }
         };
         let entry = |(text, value): (&String, &Value)| {
-            let number = convert(value)
-                .ok_or_else(|| Error::invalid(path, format!("{key}: {text:?} is {value}, which is no value for it")))?;
+            let number = convert(value).ok_or_else(|| {
+                Error::invalid(path, format!("{key}: {text:?} is {value}, which is no value for it"))
+            })?;
             Ok((Pattern::new(r"(.*\.)?({})\z", text, key, path)?, number))
         };
         object.iter().map(entry).collect::<Result<_>>().map(Self)
@@ -182,7 +197,8 @@ mod tests {
     #[test]
     fn overrides_are_regular_expressions_in_the_order_of_the_file() {
         let check = |patterns: Value, expected: [Option<u64>; 3]| {
-            let overrides = Overrides::parse(Some(&patterns), "rank_pattern", Path::new("x"), Value::as_u64).unwrap();
+            let overrides =
+                Overrides::parse(Some(&patterns), "rank_pattern", Path::new("x"), Value::as_u64).unwrap();
             assert_eq!([Q0, V1, UP10].map(|module| overrides.get(module).unwrap()), expected, "{patterns}");
         };
         check(json!({"(q|v)_proj": 64}), [Some(64), Some(64), None]);
@@ -198,7 +214,10 @@ mod tests {
         check(json!({"base_model.model.model.layers.0.self_attn.q_proj": 9}), [None, None, None]);
         check(json!({"q_proj$": 6, "up_proj|v_proj": 7}), [Some(6), Some(7), Some(7)]);
         for wrong in [json!({"(q": 1}), json!({"q": -1}), json!({"q": null}), json!([1]), json!("q")] {
-            assert!(Overrides::parse(Some(&wrong), "rank_pattern", Path::new("x"), Value::as_u64).is_err(), "{wrong}");
+            assert!(
+                Overrides::parse(Some(&wrong), "rank_pattern", Path::new("x"), Value::as_u64).is_err(),
+                "{wrong}"
+            );
         }
     }
 

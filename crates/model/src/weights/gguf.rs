@@ -50,7 +50,8 @@ pub(crate) enum Value {
 impl Value {
     /// As JSON; a number that JSON does not have becomes its name.
     pub(crate) fn to_json(&self) -> serde_json::Value {
-        let number = |x: f64| serde_json::Number::from_f64(x).map_or_else(|| x.to_string().into(), Into::into);
+        let number =
+            |x: f64| serde_json::Number::from_f64(x).map_or_else(|| x.to_string().into(), Into::into);
         match self {
             Self::Int(n) => i64::try_from(*n).map_or_else(|_| number(*n as f64), Into::into),
             Self::Float(x) => number(*x),
@@ -111,7 +112,9 @@ impl Gguf {
         for number in 1..count {
             let path = name.part(number);
             if !path.is_file() {
-                return Err(model.invalid(format!("is part 1 of {count}, and {} is not beside it", path.display())));
+                return Err(
+                    model.invalid(format!("is part 1 of {count}, and {} is not beside it", path.display()))
+                );
             }
             model.join(Self::open_one(&path)?, number, count)?;
         }

@@ -202,19 +202,41 @@ fn wrong_configurations_are_refused_with_the_key() {
 #[test]
 fn keys_of_other_architectures_change_nothing() {
     for (architecture, changes) in [
-        ("llama", json!({"final_logit_softcapping": 5.0, "attn_logit_softcapping": 5.0, "query_pre_attn_scalar": 4})),
-        ("llama", json!({"sliding_window": 4, "use_sliding_window": true, "layer_types": ["x"], "rope_interleaved": true})),
-        ("llama", json!({"pretraining_tp": 2, "attention_dropout": 0.5, "chunk_size_feed_forward": 2, "num_experts": 4})),
+        (
+            "llama",
+            json!({"final_logit_softcapping": 5.0, "attn_logit_softcapping": 5.0, "query_pre_attn_scalar": 4}),
+        ),
+        (
+            "llama",
+            json!({"sliding_window": 4, "use_sliding_window": true, "layer_types": ["x"], "rope_interleaved": true}),
+        ),
+        (
+            "llama",
+            json!({"pretraining_tp": 2, "attention_dropout": 0.5, "chunk_size_feed_forward": 2, "num_experts": 4}),
+        ),
         ("llama", json!({"rope_scaling": {}, "hidden_act": "swish", "mlp_bias": false, "is_decoder": true})),
-        ("llama", json!({"rope_local_base_freq": 3.0, "sliding_window_pattern": 2, "embedding_multiplier": 3.0})),
+        (
+            "llama",
+            json!({"rope_local_base_freq": 3.0, "sliding_window_pattern": 2, "embedding_multiplier": 3.0}),
+        ),
         ("mistral", json!({"attention_bias": true, "use_sliding_window": false})),
         ("qwen2", json!({"attention_bias": true, "mlp_bias": true})),
         ("qwen3", json!({"final_logit_softcapping": 5.0})),
-        ("gemma", json!({"hidden_act": "gelu", "hidden_activation": "gelu_pytorch_tanh", "sliding_window": 4})),
+        (
+            "gemma",
+            json!({"hidden_act": "gelu", "hidden_activation": "gelu_pytorch_tanh", "sliding_window": 4}),
+        ),
         ("gemma2", json!({"hidden_act": "relu", "sliding_window_pattern": 1, "sliding_window_size": 3})),
-        ("gemma3", json!({"attn_logit_softcapping": 2.0, "_sliding_window_pattern": 1, "hidden_act": "relu"})),
+        (
+            "gemma3",
+            json!({"attn_logit_softcapping": 2.0, "_sliding_window_pattern": 1, "hidden_act": "relu"}),
+        ),
     ] {
-        assert_eq!(config(architecture, changes.clone()).unwrap(), config(architecture, json!({})).unwrap(), "{changes}");
+        assert_eq!(
+            config(architecture, changes.clone()).unwrap(),
+            config(architecture, json!({})).unwrap(),
+            "{changes}"
+        );
     }
 }
 
@@ -227,10 +249,22 @@ fn keys_that_an_architecture_reads_differently_are_refused() {
         ("gemma2", json!({"hidden_activation": "gelu"}), "hidden_activation gelu is not supported"),
         ("gemma3", json!({"hidden_activation": "gelu"}), "hidden_activation gelu is not supported"),
         ("gemma3", json!({"use_bidirectional_attention": true}), "use_bidirectional_attention"),
-        ("gemma3", json!({"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}), "must have an entry"),
+        (
+            "gemma3",
+            json!({"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}),
+            "must have an entry",
+        ),
         ("gemma3", json!({"rope_scaling": {"type": "linear", "factor": 8.0}}), "called rope_type"),
-        ("qwen2", json!({"layer_types": ["sliding_attention", "full_attention"]}), "no sliding_window is in use"),
-        ("qwen3", json!({"use_sliding_window": true, "layer_types": ["full_attention"]}), "1 entries for 2 layers"),
+        (
+            "qwen2",
+            json!({"layer_types": ["sliding_attention", "full_attention"]}),
+            "no sliding_window is in use",
+        ),
+        (
+            "qwen3",
+            json!({"use_sliding_window": true, "layer_types": ["full_attention"]}),
+            "1 entries for 2 layers",
+        ),
     ] {
         let message = config(architecture, changes.clone()).unwrap_err().to_string();
         assert!(message.contains("config.json") && message.contains(expected), "{changes}: {message}");
@@ -242,7 +276,8 @@ fn keys_that_an_architecture_reads_differently_are_refused() {
 fn the_old_and_the_new_spelling_of_rope_are_joined() {
     let llama3 = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                         "original_max_position_embeddings": 64});
-    let read = config("llama", json!({"rope_scaling": llama3, "original_max_position_embeddings": 128})).unwrap();
+    let read =
+        config("llama", json!({"rope_scaling": llama3, "original_max_position_embeddings": 128})).unwrap();
     assert!(matches!(read.blocks[0].rope.scaling, RopeScaling::Llama3 { original_context: 128, .. }));
     let both = json!({
         "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5e5},
@@ -250,8 +285,11 @@ fn the_old_and_the_new_spelling_of_rope_are_joined() {
     });
     let expected = Rope { base: 1e4, scaling: RopeScaling::Linear { factor: 2.0 } };
     assert_eq!(config("llama", both).unwrap().blocks[0].rope, expected);
-    let gemma3 = config("gemma3", json!({"rope_scaling": {"rope_type": "linear", "factor": 8.0},
-                                         "layer_types": ["sliding_attention", "full_attention"]}));
+    let gemma3 = config(
+        "gemma3",
+        json!({"rope_scaling": {"rope_type": "linear", "factor": 8.0},
+                                         "layer_types": ["sliding_attention", "full_attention"]}),
+    );
     let blocks = gemma3.unwrap().blocks;
     assert_eq!(blocks[0].rope, Rope { base: 1e4, scaling: RopeScaling::None });
     assert_eq!(blocks[1].rope, Rope { base: 1e4, scaling: RopeScaling::Linear { factor: 8.0 } });
@@ -303,7 +341,8 @@ fn a_single_file_comes_before_an_index() {
     let mut other = tiny::tensors("llama");
     other.values_mut().for_each(|(_, _, values)| values.iter_mut().for_each(|v| *v = 0.0));
     write(path, "other.safetensors", tiny::safetensors(other.iter(), Number::F32));
-    let map: serde_json::Map<_, _> = other.keys().map(|name| (name.clone(), json!("other.safetensors"))).collect();
+    let map: serde_json::Map<_, _> =
+        other.keys().map(|name| (name.clone(), json!("other.safetensors"))).collect();
     write(path, "model.safetensors.index.json", json!({"weight_map": map}).to_string());
     let (_, _, expected) = &tiny::tensors("llama")["model.norm.weight"];
     assert_eq!(&values(&Checkpoint::open(path).unwrap(), "model.norm.weight").1, expected);
@@ -349,38 +388,57 @@ fn tensors_that_nothing_reads_are_refused() {
 /// Both spellings of a model with a vision part give the text model.
 #[test]
 fn the_text_model_of_a_larger_one_is_read() {
-    let outer = |tied: bool| {
-        json!({"model_type": "gemma3", "text_config": tiny::config("gemma3"), "vision_config": {}, "tie_word_embeddings": tied})
-    };
+    let outer = |tied: bool| json!({"model_type": "gemma3", "text_config": tiny::config("gemma3"), "vision_config": {}, "tie_word_embeddings": tied});
     let renamed = |prefix: &'static str, tower: &'static str| {
         move |tensors: &mut tiny::Tensors| {
             *tensors = std::mem::take(tensors)
                 .into_iter()
                 .map(|(name, row)| (name.replacen("model.", prefix, 1), row))
                 .collect();
-            tensors.insert(format!("{tower}encoder.layers.0.self_attn.q_proj.weight"), (String::new(), vec![1], vec![1.0]));
+            tensors.insert(
+                format!("{tower}encoder.layers.0.self_attn.q_proj.weight"),
+                (String::new(), vec![1], vec![1.0]),
+            );
         }
     };
-    for (prefix, tower) in [("language_model.model.", "vision_tower."), ("model.language_model.", "model.vision_tower.")] {
-        let (_directory, checkpoint) = opened("gemma3", outer(true), renamed(prefix, tower), Unused::Refuse).unwrap();
+    for (prefix, tower) in
+        [("language_model.model.", "vision_tower."), ("model.language_model.", "model.vision_tower.")]
+    {
+        let (_directory, checkpoint) =
+            opened("gemma3", outer(true), renamed(prefix, tower), Unused::Refuse).unwrap();
         for (name, (_, _, expected)) in tiny::tensors("gemma3") {
             assert_eq!(values(&checkpoint, &name).1, expected, "{prefix} {name}");
         }
         assert!(checkpoint.config.tied_embeddings);
     }
     // Tied or not is said of the whole model.
-    let message = opened("gemma3", outer(false), renamed("model.language_model.", "model.vision_tower."), Unused::Refuse)
-        .unwrap_err()
-        .to_string();
+    let message = opened(
+        "gemma3",
+        outer(false),
+        renamed("model.language_model.", "model.vision_tower."),
+        Unused::Refuse,
+    )
+    .unwrap_err()
+    .to_string();
     assert!(message.contains("has no tensor lm_head.weight"), "{message}");
     // Two text models in one file.
     let twice = |tensors: &mut tiny::Tensors| {
         let norm = tensors["model.norm.weight"].clone();
         tensors.insert("language_model.model.norm.weight".into(), norm);
     };
-    assert!(opened("gemma3", json!({}), twice, Unused::Refuse).unwrap_err().to_string().contains("two text models"));
+    assert!(
+        opened("gemma3", json!({}), twice, Unused::Refuse)
+            .unwrap_err()
+            .to_string()
+            .contains("two text models")
+    );
     let quantised = json!({"model_type": "gemma3", "text_config": tiny::config("gemma3"), "quantization_config": {"bits": 4}});
-    assert!(opened("gemma3", quantised, |_| (), Unused::Refuse).unwrap_err().to_string().contains("quantization_config"));
+    assert!(
+        opened("gemma3", quantised, |_| (), Unused::Refuse)
+            .unwrap_err()
+            .to_string()
+            .contains("quantization_config")
+    );
 }
 
 #[test]
@@ -407,7 +465,9 @@ fn weights_that_are_no_numbers_are_refused_with_their_place() {
 fn what_is_merged_into_weights_must_stay_finite() {
     let (_directory, checkpoint) = opened("llama", json!({}), |_| (), Unused::Refuse).unwrap();
     let name = "model.layers.0.mlp.up_proj.weight".to_owned();
-    let huge = candle_core::Tensor::full(f32::INFINITY, (tiny::WIDTH, tiny::HIDDEN), &candle_core::Device::Cpu).unwrap();
+    let huge =
+        candle_core::Tensor::full(f32::INFINITY, (tiny::WIDTH, tiny::HIDDEN), &candle_core::Device::Cpu)
+            .unwrap();
     let merged = checkpoint.with_deltas(HashMap::from([(name.clone(), huge)])).unwrap();
     let message = merged.tensor(&name).unwrap_err().to_string();
     assert!(message.contains("with what is merged into it holds inf at [0, 0]"), "{message}");

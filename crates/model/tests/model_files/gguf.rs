@@ -160,7 +160,8 @@ fn wrong_files_are_refused_with_the_reason() {
 
 #[test]
 fn what_a_file_asks_for_and_is_not_implemented_is_refused() {
-    let set = |key: &'static str, value: Meta| move |file: &mut GgufFile| file.set(&format!("llama.{key}"), value);
+    let set =
+        |key: &'static str, value: Meta| move |file: &mut GgufFile| file.set(&format!("llama.{key}"), value);
     refused(set("attention.scale", Meta::F32(0.1)), "attention.scale is");
     refused(set("attention.causal", Meta::Bool(false)), "attention.causal is false");
     refused(set("logit_scale", Meta::F32(2.0)), "logit_scale");
@@ -175,8 +176,18 @@ fn what_a_file_asks_for_and_is_not_implemented_is_refused() {
     let extra = |name: &'static str| {
         move |file: &mut GgufFile| file.tensors.push(Stored::f32(name, &[tiny::HIDDEN], &[0.5; tiny::HIDDEN]))
     };
-    for name in ["blk.0.attn_k.bias", "blk.0.attn_sub_norm.weight", "blk.2.attn_norm.weight", "rope_factors_long.weight"] {
-        refused(extra(name), &format!("has 1 tensors that nothing reads, so that the model may be another one than its configuration says: {name}"));
+    for name in [
+        "blk.0.attn_k.bias",
+        "blk.0.attn_sub_norm.weight",
+        "blk.2.attn_norm.weight",
+        "rope_factors_long.weight",
+    ] {
+        refused(
+            extra(name),
+            &format!(
+                "has 1 tensors that nothing reads, so that the model may be another one than its configuration says: {name}"
+            ),
+        );
     }
     // What another architecture has, and llama.cpp does not apply here.
     let mut file = tiny::gguf("llama");
@@ -194,7 +205,8 @@ fn parts_of_a_split_model_are_read_together() {
     let count = 3;
     let total = whole.tensors.len();
     let part = |number: usize| {
-        let mut file = if number == 0 { GgufFile { tensors: Vec::new(), ..whole.clone() } } else { GgufFile::default() };
+        let mut file =
+            if number == 0 { GgufFile { tensors: Vec::new(), ..whole.clone() } } else { GgufFile::default() };
         file.set("split.no", Meta::U32(number as u32));
         file.set("split.count", Meta::U32(count as u32));
         file.set("split.tensors.count", Meta::U32(total as u32));

@@ -53,7 +53,9 @@ pub fn faults(experts: usize, weights: &[f64], method: Method, form: Form) -> Ve
     // Beyond these a factor would become infinite or lose its digits, and nobody means such a weight.
     let usable = |w: f64| w == 0.0 || (MIN_WEIGHT..=1.0 / MIN_WEIGHT).contains(&w.abs());
     if let Some(weight) = weights.iter().find(|w| !usable(**w)) {
-        faults.push(format!("the weight {weight} is not a number to multiply with (0, or of a size from 1e-12 to 1e12)"));
+        faults.push(format!(
+            "the weight {weight} is not a number to multiply with (0, or of a size from 1e-12 to 1e12)"
+        ));
     }
     if let Err(e) = method.validate() {
         faults.push(e.to_string());
@@ -109,7 +111,10 @@ pub fn merge_experts(
     let expert = assemble(name, blocks);
     let relative_error = (form != Form::PerFactor).then(|| lost.relative());
     if relative_error.is_some_and(|error| !error.is_finite()) {
-        return Err(super::mismatch("all modules", "what is lost cannot be computed: the weights are too large".into()));
+        return Err(super::mismatch(
+            "all modules",
+            "what is lost cannot be computed: the weights are too large".into(),
+        ));
     }
     Ok(MergedExpert { expert, relative_error })
 }

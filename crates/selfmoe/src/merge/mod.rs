@@ -207,7 +207,8 @@ fn check_finite(module: &str, what: &str, matrix: &Tensor) -> Result<()> {
         None => Ok(()),
         Some((at, value)) => {
             let place = [at / columns, at % columns];
-            let what = format!("{what} holds {value} at {place:?}: the experts or their weights are too large");
+            let what =
+                format!("{what} holds {value} at {place:?}: the experts or their weights are too large");
             Err(mismatch(module, what))
         }
     }

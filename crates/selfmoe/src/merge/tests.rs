@@ -333,7 +333,8 @@ fn a_merge_that_is_not_finite_is_refused() {
     let experts = [experts[0].clone(), experts[0].clone()];
     for form in [Form::Exact, Form::PerFactor, Form::Truncated { rank: 2 }] {
         let merge = |experts: &[Expert], weight: f64| {
-            merge_experts("m", experts, &model, &[1.0, weight], Method::Linear, form).map_err(|e| e.to_string())
+            merge_experts("m", experts, &model, &[1.0, weight], Method::Linear, form)
+                .map_err(|e| e.to_string())
         };
         for weight in [1e40, -1e40, 1e13, 1e-13, 1e-40, f64::MAX, f64::MIN_POSITIVE] {
             let message = merge(&experts, weight).unwrap_err();
