@@ -7,7 +7,7 @@ use mixse_model::{
     config::ModelConfig,
     expert::{Expert, Module},
     files::{self, NamedTensor},
-    peft,
+    peft, router_files,
 };
 use mixse_testing::tiny;
 use serde_json::{Value, json};
@@ -191,4 +191,51 @@ fn numbers_must_be_finite() {
     let message = peft::write(&expert, &model("llama"), "x", &origin, &out).unwrap_err().to_string();
     assert!(message.contains("layers.1.self_attn.v_proj.lora_B.weight` holds inf at [0, 3]"), "{message}");
     assert!(!out.join(peft::TENSORS).exists());
+}
+
+/// Keys of PEFT 0.21's `XLoraConfig`.
+#[test]
+fn x_lora_configurations_are_read_or_refused() {
+    let model = model("llama");
+    let names = ["a".to_owned(), "b".to_owned()];
+    let read = |changes: Value| {
+        let directory = tempfile::tempdir().unwrap();
+        let mut config = json!({
+            "peft_type": "XLORA", "task_type": "CAUSAL_LM", "hidden_size": tiny::HIDDEN, "adapters": {"0": "a", "1": "b"},
+            "enable_softmax": true, "enable_softmax_topk": false, "layerwise_scalings": false, "xlora_depth": 1,
+            "xlora_size": 2048, "xlora_dropout_p": 0.2, "use_trainable_adapters": false, "softmax_temperature": 1.0,
+            "top_k_lora": null, "scaling_pass_value": 0.0, "global_scaling_weight": 1.0,
+        });
+        let (Value::Object(object), Value::Object(changes)) = (&mut config, changes) else {
+            panic!("two objects")
+        };
+        object.extend(changes);
+        files::write_json(&directory.path().join("xlora_config.json"), &config).unwrap();
+        let (weight, bias) = (vec![0.5; 2 * tiny::HIDDEN], [0.5; 2]);
+        let tensors = [
+            NamedTensor { name: "last.weight".into(), shape: vec![2, tiny::HIDDEN], values: &weight },
+            NamedTensor { name: "last.bias".into(), shape: vec![2], values: &bias },
+        ];
+        files::write_tensors(&directory.path().join("xlora_classifier.safetensors"), &tensors).unwrap();
+        let device = candle_core::Device::Cpu;
+        router_files::read(directory.path(), &names, &model, None, &device).map_err(|e| e.to_string())
+    };
+    assert_eq!(read(json!({})).unwrap().config.gate.top_k, 2);
+    assert_eq!(read(json!({"top_k_lora": 1, "global_scaling_weight": null})).unwrap().config.gate.top_k, 1);
+    for (changes, expected) in [
+        (json!({"scaling_pass_value": 0.5}), "scaling_pass_value is 0.5"),
+        (json!({"layerwise_scalings": true}), "layerwise_scalings is true"),
+        (json!({"xlora_depth": 2}), "xlora_depth is 2"),
+        (json!({"enable_softmax": false}), "enable_softmax is false"),
+        (json!({"enable_softmax_topk": true}), "enable_softmax_topk"),
+        (json!({"global_scaling_weight": 2.0}), "global_scaling_weight is 2.0"),
+        (json!({"softmax_temperature": 1e40}), "temperature"),
+        (json!({"top_k_lora": 3}), "top_k"),
+        (json!({"hidden_size": 7}), "belongs to another base"),
+        (json!({"peft_type": "LORA"}), "only XLORA"),
+        (json!({"some_future_key": 3}), "some_future_key = 3"),
+    ] {
+        let message = read(changes.clone()).map(|_| String::new()).unwrap_or_else(|message| message);
+        assert!(message.contains(expected), "{changes}: {message:?}");
+    }
 }
