@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use mixse_model::engine::Precision;
+use mixse_model::{engine::Precision, weights::Unused};
 
 use crate::{
     config::{Config, Device, Method, Preset, Threads, parse_name},
@@ -66,6 +66,20 @@ pub(crate) struct CacheFlag {
     pub(crate) cache: Option<PathBuf>,
 }
 
+/// What becomes of tensors of a base model that nothing reads.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct UnusedFlag {
+    /// Leave out tensors of the base model that nothing reads, instead of refusing the model.
+    #[arg(long)]
+    ignore_unused: bool,
+}
+
+impl UnusedFlag {
+    pub(crate) fn rule(self) -> Unused {
+        if self.ignore_unused { Unused::Ignore } else { Unused::Refuse }
+    }
+}
+
 /// How the work is done; given here, it wins over the configuration.
 #[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct ComputeFlags {
@@ -78,6 +92,8 @@ pub(crate) struct ComputeFlags {
     /// How frozen weights are kept: f32, bf16, int8 or int4.
     #[arg(long, value_name = "KIND", value_parser = parse_name::<Precision>)]
     pub(crate) precision: Option<Precision>,
+    #[command(flatten)]
+    unused: UnusedFlag,
 }
 
 impl ComputeFlags {
@@ -86,6 +102,7 @@ impl ComputeFlags {
         config.threads = self.threads.unwrap_or(config.threads);
         config.device = self.device.unwrap_or(config.device);
         config.precision = self.precision.unwrap_or(config.precision);
+        config.ignore_unused |= self.unused.ignore_unused;
     }
 }
 

@@ -21,5 +21,6 @@ fn main() -> ExitCode {
     if let Some(code) = pipeline::launcher_main() {
         return code;
     }
+    output::show_notices();
     output::exit_code(commands::run(args::Cli::parse()))
 }

@@ -1,9 +1,11 @@
 //! What reaches the terminal: results on standard output, everything else on standard error, and the exit code.
 
 use std::{
+    collections::HashSet,
     fmt,
     io::{self, Write},
     process::ExitCode,
+    sync::{LazyLock, Mutex},
 };
 
 use serde::Serialize;
@@ -95,6 +97,36 @@ pub(crate) fn write_piece(text: &str) -> anyhow::Result<()> {
 pub(crate) fn note(message: impl fmt::Display) {
     // A closed standard error must not stop the work.
     let _ = writeln!(io::stderr().lock(), "{message}");
+}
+
+/// Passes on what the library crates say about files, each thing once.
+struct Notices(Mutex<HashSet<String>>);
+
+static NOTICES: LazyLock<Notices> = LazyLock::new(|| Notices(Mutex::new(HashSet::new())));
+
+impl log::Log for Notices {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        // What dependencies log is for their own developers.
+        metadata.level() <= log::Level::Warn && metadata.target().starts_with("mixse")
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        let message = record.args().to_string();
+        if self.enabled(record.metadata()) && self.0.lock().is_ok_and(|mut said| said.insert(message.clone()))
+        {
+            note(format_args!("mixse: note: {message}"));
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// From here on, notices of the library crates reach standard error.
+pub(crate) fn show_notices() {
+    // It fails only where a logger was set before, and nothing here sets one.
+    if log::set_logger(&*NOTICES).is_ok() {
+        log::set_max_level(log::LevelFilter::Warn);
+    }
 }
 
 /// `1234567` as `1.2 MB`.

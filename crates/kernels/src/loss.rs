@@ -1,7 +1,7 @@
 //! Cross-entropy over the vocabulary, in place, and what is read off logits.
 
-use crate::isa::{self, multiversion};
-use crate::lanes::{map_sum, max};
+use crate::isa::{self, fma, multiversion};
+use crate::lanes::{LANES, map_sum, max, tree};
 use crate::pool::{self, Parts};
 use crate::vexp::{exp, tanh};
 
@@ -54,6 +54,11 @@ pub fn argmax(logits: &[f32]) -> u32 {
     logits.iter().position(|&x| x == greatest).unwrap_or(0) as u32
 }
 
+/// Whether no value is NaN or infinite.
+pub fn all_finite(values: &[f32]) -> bool {
+    zero_times(isa::active(), values) == 0.0
+}
+
 /// `logits = cap · tanh(logits / cap)`
 pub fn cap_logits(logits: &mut [f32], cap: f32) {
     cap_all(isa::active(), logits, cap);
@@ -63,6 +68,7 @@ multiversion! {
     fn cross_entropy(logits: &mut [f32], target: usize, softcap: Softcap, scale: f32) -> f32 = cross_entropy_body;
     fn log_sum_exp(logits: &[f32], softcap: Softcap) -> f32 = log_sum_exp_body;
     pub(crate) fn maximum(values: &[f32]) -> f32 = maximum_body;
+    fn zero_times(values: &[f32]) -> f32 = zero_times_body;
     fn cap_all(logits: &mut [f32], cap: f32) = cap_all_body;
 }
 
@@ -71,6 +77,22 @@ fn cap_all_body<const FMA: bool>(logits: &mut [f32], cap: f32) {
     for x in logits {
         *x = cap * tanh::<FMA>(*x / cap);
     }
+}
+
+/// Σ 0 · xᵢ: 0 of finite values, NaN if one is not.
+#[inline(always)]
+fn zero_times_body<const FMA: bool>(values: &[f32]) -> f32 {
+    let mut sums = [[0.0; LANES]; 4];
+    let mut chunks = values.chunks_exact(4 * LANES);
+    for values in &mut chunks {
+        for (sums, values) in sums.iter_mut().zip(values.chunks_exact(LANES)) {
+            for (sum, x) in sums.iter_mut().zip(values) {
+                *sum = fma::<FMA>(*x, 0.0, *sum);
+            }
+        }
+    }
+    let rest: f32 = chunks.remainder().iter().map(|x| x * 0.0).sum();
+    sums.into_iter().map(|sums| tree(sums, |a, b| a + b)).sum::<f32>() + rest
 }
 
 #[inline(always)]
@@ -177,6 +199,24 @@ mod tests {
                 });
             }
         }
+    }
+
+    #[test]
+    fn a_value_that_is_not_finite_is_seen_anywhere() {
+        each_isa(|isa| {
+            for len in [0, 1, 15, 16, 17, 63, 64, 65, 200] {
+                let fine: Vec<f32> =
+                    (0..len).map(|i| if i % 2 == 0 { f32::MAX } else { -f32::MIN_POSITIVE }).collect();
+                assert!(all_finite(&fine), "{isa} {len}");
+                for at in 0..len {
+                    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                        let mut values = fine.clone();
+                        values[at] = bad;
+                        assert!(!all_finite(&values), "{isa} {len} {at} {bad}");
+                    }
+                }
+            }
+        });
     }
 
     #[test]

@@ -3,14 +3,16 @@
 //! The seven supported architectures are values of [`ModelConfig`]; the decoder has no code of its own for any of them.
 
 mod gguf;
+mod gguf_keys;
 mod hf;
+mod hf_keys;
 mod hf_write;
 
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result};
+use crate::{Error, Result, keys};
 
 /// More blocks than any known model has; bounds what a damaged file can ask for.
 const MAX_BLOCKS: usize = 4096;
@@ -189,7 +191,13 @@ impl ModelConfig {
     /// The file is missing or malformed, a key is missing or has the wrong type, or the model needs something that the
     /// decoder does not have.
     pub fn from_directory(directory: &Path) -> Result<Self> {
-        hf::read(&directory.join("config.json"))
+        Ok(hf::read(&directory.join("config.json"))?.config)
+    }
+
+    /// As [`ModelConfig::from_directory`], and whether the model has a vision part beside the text model.
+    pub(crate) fn with_vision_part(directory: &Path) -> Result<(Self, bool)> {
+        let read = hf::read(&directory.join("config.json"))?;
+        Ok((read.config, read.has_vision))
     }
 
     /// The configuration as the content of a `config.json`.
@@ -299,6 +307,47 @@ impl ModelConfig {
             None => Ok(self),
         }
     }
+}
+
+/// What is done with the keys of a `config.json`, for the documentation.
+pub(crate) fn hugging_face_documentation() -> String {
+    use Architecture::{Gemma, Gemma2, Gemma3, Llama, Mistral, Qwen2, Qwen3};
+    let mut out = String::from("### All architectures\n\n");
+    keys::markdown(&[hf_keys::COMMON], &mut out);
+    for (name, architecture) in [
+        ("llama", Llama),
+        ("mistral", Mistral),
+        ("qwen2", Qwen2),
+        ("qwen3", Qwen3),
+        ("gemma", Gemma),
+        ("gemma2", Gemma2),
+        ("gemma3_text", Gemma3),
+    ] {
+        out.push_str(&format!("### {name}\n\n"));
+        keys::markdown(&[hf_keys::of(architecture)], &mut out);
+    }
+    out.push_str("### gemma3 (with a vision part; only the text model is read)\n\n");
+    keys::markdown(&[hf_keys::VISION], &mut out);
+    out.push_str("### Inside `rope_parameters` and `rope_scaling`\n\n");
+    keys::markdown(&[hf_keys::ROPE], &mut out);
+    out.push_str(
+        "Kinds of rope: `default`, `linear` and `llama3`; others are refused. A key that is in no list is one that\n\
+         transformers does not read either: it is ignored, which is said where it has a value.\n",
+    );
+    out
+}
+
+/// What is done with the metadata of a GGUF file, for the documentation.
+pub(crate) fn gguf_documentation() -> String {
+    let mut out = String::from("### Under the architecture's prefix (`llama.block_count`)\n\n");
+    keys::markdown(&[gguf_keys::MODEL], &mut out);
+    out.push_str("### Of the file\n\n");
+    keys::markdown(&[gguf_keys::FILE], &mut out);
+    out.push_str(
+        "Other keys under the prefix are ignored, which is said where they have a value; `general.…` and `quantize.…`\n\
+         describe the file. A model in several files is opened by its first one.\n",
+    );
+    out
 }
 
 /// A number of blocks that may be allocated for.

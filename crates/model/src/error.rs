@@ -24,6 +24,20 @@ pub enum Error {
     /// The request cannot be served by this model (too long a prompt, an adapter for another base, …).
     #[error("{0}")]
     Unsupported(String),
+    /// A logit is NaN or infinite, so that no token can be chosen or scored by it: numbers grew out of the format's range on
+    /// the way, by weights or an adapter that do not belong to this model.
+    #[error(
+        "the logit of token {token} is {value} after row {row} of the pass: nothing can be chosen or scored by it (are the \
+         weights damaged, or does an adapter not belong to this base?)"
+    )]
+    NotFinite {
+        /// What it is.
+        value: f32,
+        /// Whose logit.
+        token: u32,
+        /// After which token of the pass, counted over all its sequences.
+        row: usize,
+    },
     /// A tensor operation failed; shapes and devices are checked before, so this is a bug or a device fault.
     #[error("tensor operation failed: {0}")]
     Tensor(#[from] candle_core::Error),

@@ -283,6 +283,14 @@ impl Expert {
                         f.rank
                     )));
                 }
+                if !f.scale.is_finite() {
+                    return Err(Error::Unsupported(format!(
+                        "expert `{}`: the scale of block {block} {} is {}, out of the range of 32-bit numbers",
+                        self.name,
+                        module.path(),
+                        f.scale
+                    )));
+                }
             }
         }
         Ok(())

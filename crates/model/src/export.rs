@@ -111,6 +111,8 @@ fn config_json(base: &Checkpoint, number: Number) -> Result<Map<String, Value>> 
         Number::F32 => "float32",
         Number::Bf16 => "bfloat16",
     };
+    // What is written has the head that was read, whatever the base's own file said of it.
+    config.insert("tie_word_embeddings".into(), json!(base.config.tied_embeddings));
     config.remove("dtype");
     config.insert("torch_dtype".into(), json!(dtype));
     Ok(config)

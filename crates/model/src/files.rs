@@ -11,7 +11,7 @@ use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::json;
 
-use crate::{Error, Result};
+use crate::{Error, Result, finite};
 
 /// The largest JSON or tensor file that is read whole: adapters of very large bases stay below it.
 const MAX_BYTES: u64 = 16 << 30;
@@ -88,7 +88,11 @@ pub struct StoredTensor {
 }
 
 /// Writes f32 tensors as a safetensors file, atomically. The same tensors give the same bytes.
+///
+/// # Errors
+/// A value that is not finite: nothing is written then.
 pub fn write_tensors(path: &Path, tensors: &[NamedTensor<'_>]) -> Result<()> {
+    check_tensors(path, tensors)?;
     let bytes: Vec<Vec<u8>> =
         tensors.iter().map(|t| t.values.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
     let fault = |e: safetensors::SafeTensorError| Error::invalid(path, e.to_string());
@@ -98,6 +102,22 @@ pub fn write_tensors(path: &Path, tensors: &[NamedTensor<'_>]) -> Result<()> {
         .map(|(t, b)| Ok((t.name.as_str(), TensorView::new(Dtype::F32, t.shape.clone(), b).map_err(fault)?)))
         .collect::<Result<Vec<_>>>()?;
     write_atomically(path, &safetensors::serialize(views, None).map_err(fault)?)
+}
+
+/// Refuses tensors that must not be written to `path`: a value is not finite.
+pub(crate) fn check_tensors(path: &Path, tensors: &[NamedTensor<'_>]) -> Result<()> {
+    tensors.iter().try_for_each(|tensor| check_finite(path, &tensor.name, &tensor.shape, tensor.values))
+}
+
+/// Refuses a tensor that holds something else than numbers.
+fn check_finite(path: &Path, name: &str, shape: &[usize], values: &[f32]) -> Result<()> {
+    match finite::first_fault(values) {
+        None => Ok(()),
+        Some((at, value)) => Err(Error::invalid(
+            path,
+            format!("tensor `{name}` holds {value} at {}", finite::place(at, shape)),
+        )),
+    }
 }
 
 /// How numbers are stored in a model file.
@@ -114,7 +134,8 @@ pub enum Number {
 /// in the order of the list, so that only one has to be in memory.
 ///
 /// # Errors
-/// What `read` says; a tensor with another number of values than its shape has.
+/// What `read` says; a tensor with another number of values than its shape has, or with a value that is not finite as it
+/// would be stored: nothing is written then.
 pub fn write_model(
     path: &Path,
     tensors: &[(String, Vec<usize>)],
@@ -149,10 +170,21 @@ pub fn write_model(
                     format!("{name} has {} values for {shape:?}", values.len()),
                 ));
             }
-            for value in values {
+            check_finite(path, name, shape, &values)?;
+            for (at, value) in values.into_iter().enumerate() {
                 match number {
                     Number::F32 => file.write_all(&value.to_le_bytes()),
-                    Number::Bf16 => file.write_all(&half::bf16::from_f32(value).to_le_bytes()),
+                    Number::Bf16 => {
+                        let rounded = half::bf16::from_f32(value);
+                        if !rounded.is_finite() {
+                            let place = finite::place(at, shape);
+                            let what = format!(
+                                "tensor `{name}` holds {value} at {place}, too large for bf16: write f32"
+                            );
+                            return Err(Error::invalid(path, what));
+                        }
+                        file.write_all(&rounded.to_le_bytes())
+                    }
                 }
                 .map_err(fail)?;
             }
@@ -186,12 +218,7 @@ pub fn read_tensors(path: &Path) -> Result<Vec<StoredTensor>> {
                 .to_dtype(DType::F32)?
                 .flatten_all()?
                 .to_vec1::<f32>()?;
-            if let Some(at) = values.iter().position(|v| !v.is_finite()) {
-                return Err(Error::invalid(
-                    path,
-                    format!("tensor `{name}` holds {} at position {at}", values[at]),
-                ));
-            }
+            check_finite(path, name, view.shape(), &values)?;
             Ok(StoredTensor { name: name.to_owned(), shape: view.shape().to_vec(), values })
         })
         .collect()

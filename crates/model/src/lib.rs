@@ -7,6 +7,7 @@
 mod backend;
 mod cache;
 mod chat;
+pub mod compatibility;
 pub mod config;
 mod decoder;
 pub mod engine;
@@ -15,10 +16,13 @@ pub mod expert;
 pub mod expert_set;
 pub mod export;
 pub mod files;
+pub mod finite;
 pub mod generate;
+mod keys;
 pub mod language;
 pub mod memory;
 pub mod mixture;
+mod notices;
 pub mod peft;
 pub mod random;
 #[cfg(feature = "reference")]

@@ -3,10 +3,18 @@
 //! PEFT itself loads what is written here, and adapters trained elsewhere are read as long as they are plain LoRA on the
 //! linear modules of the blocks. What PEFT has no field for (which base the adapter belongs to) stands in `mixse.json` beside.
 
+mod config;
+mod names;
+mod patterns;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
 };
+
+use config::AdapterConfig;
+pub(crate) use config::documentation;
+use names::{Named, parse_name};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -16,6 +24,7 @@ use crate::{
     config::ModelConfig,
     expert::{Expert, Factors, LoraConfig, Module},
     files::{self, NamedTensor, StoredTensor},
+    notices,
     weights::Checkpoint,
 };
 
@@ -35,44 +44,9 @@ pub struct Origin {
     pub base_hash: String,
 }
 
-/// The part of `adapter_config.json` that decides what an adapter does.
-#[derive(Debug, Deserialize)]
-struct AdapterConfig {
-    peft_type: String,
-    r: usize,
-    lora_alpha: f64,
-    target_modules: Option<Targets>,
-    #[serde(default)]
-    use_rslora: bool,
-    #[serde(default)]
-    lora_dropout: f64,
-    #[serde(default)]
-    use_dora: bool,
-    #[serde(default)]
-    fan_in_fan_out: bool,
-    #[serde(default)]
-    bias: Option<String>,
-    #[serde(default)]
-    modules_to_save: Option<Value>,
-    #[serde(default)]
-    rank_pattern: BTreeMap<String, usize>,
-    #[serde(default)]
-    alpha_pattern: BTreeMap<String, f64>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Targets {
-    /// Suffixes or full paths of modules.
-    Names(Vec<String>),
-    /// `all-linear`, one name, or a regular expression.
-    Text(String),
-}
-
 /// Writes an expert to `dir`, which is created. `base` is recorded as the base model's name.
 pub fn write(expert: &Expert, model: &ModelConfig, base: &str, origin: &Origin, dir: &Path) -> Result<()> {
     expert.check_fits(model)?;
-    files::create_dir(dir)?;
     let mut tensors = Vec::new();
     let mut present: Vec<(usize, Module, &Factors)> = Vec::new();
     for (block, modules) in expert.blocks.iter().enumerate() {
@@ -87,6 +61,8 @@ pub fn write(expert: &Expert, model: &ModelConfig, base: &str, origin: &Origin, 
             present.push((block, module, f));
         }
     }
+    files::check_tensors(&dir.join(TENSORS), &tensors)?;
+    files::create_dir(dir)?;
     files::write_json(&dir.join(ORIGIN), origin)?;
     files::write_json(&dir.join(CONFIG), &config_json(expert, base, &present))?;
     // The tensors come last: a directory without them is visibly unfinished.
@@ -151,86 +127,163 @@ fn number(value: f64) -> Value {
 /// Reads the adapter in `dir` for `model`. Its name is the one it was written with, or the directory's.
 ///
 /// # Errors
-/// Anything but plain LoRA on the blocks' linear modules; shapes that do not fit the model.
+/// Anything but plain LoRA on the blocks' linear modules; a key of the configuration with a value that is not implemented;
+/// tensors that PEFT would not load, or that are missing; shapes that do not fit the model; numbers that are not finite.
 pub fn read(dir: &Path, model: &ModelConfig) -> Result<Expert> {
-    let config_path = dir.join(CONFIG);
-    let config: AdapterConfig = files::read_json(&config_path)?;
-    refuse_what_is_not_lora(&config, &config_path)?;
-    let tensors_path = dir.join(TENSORS);
-    let mut blocks: Vec<[Option<Factors>; 7]> = vec![[const { None }; 7]; model.blocks.len()];
-    let mut pairs: BTreeMap<(usize, Module), [Option<Matrix>; 2]> = BTreeMap::new();
+    let config = AdapterConfig::read(&dir.join(CONFIG))?;
+    let tensors_path = tensors_path(dir)?;
+    let fail = |what: String| Err(Error::invalid(&tensors_path, what));
+    let mut pairs: BTreeMap<(usize, Module), Pair> = BTreeMap::new();
+    let mut other_towers = Vec::new();
     for StoredTensor { name, shape, values } in files::read_tensors(&tensors_path)? {
-        let Some((block, module, factor)) = parse_name(&name) else {
-            return Err(Error::invalid(
-                &tensors_path,
-                format!(
+        let found = match parse_name(&name) {
+            Named::Factor(found) => found,
+            Named::OtherTower => {
+                other_towers.push(name);
+                continue;
+            }
+            Named::Unknown => {
+                return fail(format!(
                     "tensor `{name}` is not a LoRA factor of a linear module of a block; only those are supported"
-                ),
-            ));
+                ));
+            }
         };
-        if block >= blocks.len() {
-            return Err(Error::invalid(
-                &tensors_path,
-                format!(
-                    "tensor `{name}` belongs to block {block}, but the model has {}: it was made for another base",
-                    blocks.len()
-                ),
+        let (block, module) = (found.block, found.module);
+        if block >= model.blocks.len() {
+            return fail(format!(
+                "tensor `{name}` belongs to block {block}, but the model has {}: it was made for another base",
+                model.blocks.len()
             ));
         }
         let [rows, columns] = shape[..] else {
-            return Err(Error::invalid(
-                &tensors_path,
-                format!("tensor `{name}` has shape {shape:?} instead of two sizes"),
-            ));
+            return fail(format!("tensor `{name}` has shape {shape:?} instead of two sizes"));
         };
-        pairs.entry((block, module)).or_default()[factor] = Some(Matrix { rows, columns, values });
+        let pair = pairs
+            .entry((block, module))
+            .or_insert_with(|| Pair { path: found.path.clone(), factors: [None, None] });
+        if pair.path != found.path || pair.factors[found.factor].is_some() {
+            return fail(format!(
+                "block {block} {} has factors under two names, one is `{name}`",
+                module.path()
+            ));
+        }
+        pair.factors[found.factor] = Some(Matrix { rows, columns, values });
     }
     if pairs.is_empty() {
-        return Err(Error::invalid(&tensors_path, "holds no LoRA factors"));
+        return fail(match other_towers.first() {
+            Some(name) => {
+                format!("adapts no block of the text model, only other parts of a larger one (`{name}`)")
+            }
+            None => "holds no LoRA factors".to_owned(),
+        });
     }
-    for ((block, module), pair) in pairs {
-        let path = module_path(block, module);
-        let [Some(a), Some(b)] = pair else {
-            return Err(Error::invalid(&tensors_path, format!("`{path}` has only one of lora_A and lora_B")));
+    if let Some(name) = other_towers.first() {
+        let count = other_towers.len();
+        notices::about(
+            &tensors_path,
+            format!("{count} tensors are left out that are not of the text model (`{name}`)"),
+        );
+    }
+    check_targets(&config, &pairs, model, dir)?;
+    if other_towers.is_empty()
+        && let Some(name) = config.target_without_module(model, text_prefix(&pairs))
+    {
+        return Err(Error::invalid(
+            dir.join(CONFIG),
+            format!("target module `{name}` is not a linear module of a block; only those are supported"),
+        ));
+    }
+    let mut blocks: Vec<[Option<Factors>; 7]> = vec![[const { None }; 7]; model.blocks.len()];
+    for ((block, module), Pair { path, factors }) in pairs {
+        let [Some(a), Some(b)] = factors else {
+            return fail(format!("`{path}` has only one of lora_A and lora_B"));
         };
         let (k, n) = module.shape(model);
         if a.columns != k || b.rows != n || a.rows != b.columns || a.rows == 0 {
-            return Err(Error::invalid(
-                &tensors_path,
-                format!(
-                    "`{path}`: lora_A is {}x{} and lora_B {}x{}, but the model's module has {k} inputs and {n} outputs: \
-                     the adapter was made for another base",
-                    a.rows, a.columns, b.rows, b.columns
-                ),
+            return fail(format!(
+                "`{path}`: lora_A is {}x{} and lora_B {}x{}, but the model's module has {k} inputs and {n} outputs: \
+                 the adapter was made for another base",
+                a.rows, a.columns, b.rows, b.columns
             ));
         }
-        let rank = pattern(&config.rank_pattern, &path).unwrap_or(config.r);
+        let rank = config.rank(&path)?;
         if rank != a.rows {
-            return Err(Error::invalid(
-                &tensors_path,
-                format!("`{path}` has rank {}, but {} says {rank}", a.rows, config_path.display()),
+            return fail(format!(
+                "`{path}` has rank {}, but {} says {rank}",
+                a.rows,
+                dir.join(CONFIG).display()
             ));
         }
-        let alpha = pattern(&config.alpha_pattern, &path).unwrap_or(config.lora_alpha);
-        let scale = LoraConfig { rank, alpha, rslora: config.use_rslora, ..LoraConfig::default() }.scale();
+        let scale =
+            LoraConfig { rank, alpha: config.alpha(&path)?, rslora: config.rslora, ..LoraConfig::default() }
+                .scale();
         blocks[block][module.index()] = Some(Factors { rank, scale, a: a.values, b: b.values });
     }
     let targets: Vec<Module> =
         Module::ALL.into_iter().filter(|m| blocks.iter().any(|b| b[m.index()].is_some())).collect();
-    check_targets(&config, &blocks, &config_path)?;
     let expert = Expert {
         name: name_of(dir)?,
         config: LoraConfig {
-            rank: config.r,
-            alpha: config.lora_alpha,
+            rank: config.rank,
+            alpha: config.alpha,
             targets,
-            rslora: config.use_rslora,
-            dropout: config.lora_dropout,
+            rslora: config.rslora,
+            dropout: config.dropout,
         },
         blocks,
     };
     expert.check_fits(model)?;
     Ok(expert)
+}
+
+fn tensors_path(dir: &Path) -> Result<std::path::PathBuf> {
+    let path = dir.join(TENSORS);
+    if !path.exists() && dir.join("adapter_model.bin").exists() {
+        let what = format!("has no {TENSORS}; adapter_model.bin is not read: convert it to safetensors");
+        return Err(Error::invalid(dir, what));
+    }
+    Ok(path)
+}
+
+/// PEFT makes a LoRA in the modules that the configuration names and in no others: a factor elsewhere is one that it would
+/// drop, and a module without factors means that the file is not whole.
+fn check_targets(
+    config: &AdapterConfig,
+    pairs: &BTreeMap<(usize, Module), Pair>,
+    model: &ModelConfig,
+    dir: &Path,
+) -> Result<()> {
+    for pair in pairs.values() {
+        if !config.targets(&pair.path)? {
+            return Err(Error::invalid(
+                dir.join(TENSORS),
+                format!(
+                    "has factors of `{}`, which {} does not target: PEFT leaves them out",
+                    pair.path,
+                    dir.join(CONFIG).display()
+                ),
+            ));
+        }
+    }
+    // Paths of the modules without factors, as they are called beside those that have some.
+    let prefix = text_prefix(pairs);
+    for block in 0..model.blocks.len() {
+        for module in Module::ALL {
+            let path = format!("{prefix}{block}.{}", module.path());
+            if !pairs.contains_key(&(block, module)) && config.targets(&path)? {
+                return Err(Error::invalid(
+                    dir.join(CONFIG),
+                    format!("targets `{path}`, which has no factors in {TENSORS}"),
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What stands before a block's number in the modules' paths.
+fn text_prefix(pairs: &BTreeMap<(usize, Module), Pair>) -> &str {
+    pairs.values().next().map_or("", |pair| names::prefix(&pair.path))
 }
 
 /// Where the adapter in `dir` comes from, when it says so.
@@ -253,6 +306,8 @@ pub fn base_name(dir: &Path) -> Result<Option<String>> {
 /// # Errors
 /// As [`read`], and when the adapter says that it was trained on another base.
 pub fn read_for(dir: &Path, base: &Checkpoint) -> Result<Expert> {
+    // What kind of adapter it is comes first: one of another kind fits no base.
+    AdapterConfig::read(&dir.join(CONFIG))?;
     // The base's files are only read through where there is something to compare with.
     if let Some(Origin { base_hash, .. }) = origin(dir)? {
         let this = base.hash()?;
@@ -275,88 +330,15 @@ fn name_of(dir: &Path) -> Result<String> {
     })
 }
 
+/// The two factors of a module, and the module's path as PEFT calls it.
+struct Pair {
+    path: String,
+    /// A and B.
+    factors: [Option<Matrix>; 2],
+}
+
 struct Matrix {
     rows: usize,
     columns: usize,
     values: Vec<f32>,
-}
-
-fn refuse_what_is_not_lora(config: &AdapterConfig, path: &Path) -> Result<()> {
-    let refuse = |what: String| Err(Error::invalid(path, what));
-    if config.peft_type != "LORA" {
-        return refuse(format!("peft_type is `{}`; only LORA adapters can be experts", config.peft_type));
-    }
-    if config.use_dora {
-        return refuse("use_dora is true; DoRA adapters are not supported".into());
-    }
-    if config.fan_in_fan_out {
-        return refuse("fan_in_fan_out is true; transposed weights are not supported".into());
-    }
-    if config.r == 0 || !config.lora_alpha.is_finite() {
-        return refuse(format!("r = {} and lora_alpha = {} make no adapter", config.r, config.lora_alpha));
-    }
-    match config.bias.as_deref() {
-        None | Some("none") => {}
-        Some(other) => {
-            return refuse(format!("bias is `{other}`; only adapters without trained biases are supported"));
-        }
-    }
-    match &config.modules_to_save {
-        None | Some(Value::Null) => Ok(()),
-        Some(Value::Array(list)) if list.is_empty() => Ok(()),
-        Some(other) => refuse(format!("modules_to_save is {other}; fully trained modules are not supported")),
-    }
-}
-
-/// A named target of the configuration for which the file has no factors means that the file is not whole.
-fn check_targets(config: &AdapterConfig, blocks: &[[Option<Factors>; 7]], path: &Path) -> Result<()> {
-    let names = match &config.target_modules {
-        Some(Targets::Names(names)) => names.clone(),
-        Some(Targets::Text(text)) if Module::ALL.iter().any(|m| m.name() == text) => vec![text.clone()],
-        // `all-linear`, a regular expression or nothing: the tensors alone decide.
-        Some(Targets::Text(_)) | None => return Ok(()),
-    };
-    for name in names {
-        let found = Module::ALL.iter().any(|&module| {
-            blocks.iter().enumerate().any(|(block, modules)| {
-                modules[module.index()].is_some() && ends_with_name(&module_path(block, module), &name)
-            })
-        });
-        if !found {
-            return Err(Error::invalid(
-                path,
-                format!(
-                    "target module `{name}` has no factors in {TENSORS} (or is not a linear module of a block)"
-                ),
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// `path` is `name` or ends with `.name`; PEFT's rule for target modules and for the keys of patterns.
-fn ends_with_name(path: &str, name: &str) -> bool {
-    let name = name.strip_prefix("base_model.model.").unwrap_or(name);
-    path == name || path.strip_suffix(name).is_some_and(|rest| rest.ends_with('.'))
-}
-
-fn pattern<T: Copy>(patterns: &BTreeMap<String, T>, path: &str) -> Option<T> {
-    patterns.iter().find(|(key, _)| ends_with_name(path, key)).map(|(_, value)| *value)
-}
-
-/// Block, module and factor (0: A, 1: B) of a tensor's name. Names with an adapter's name inside
-/// (`lora_A.default.weight`) are read as well.
-fn parse_name(name: &str) -> Option<(usize, Module, usize)> {
-    let (_, rest) = name.split_once("layers.")?;
-    let (block, rest) = rest.split_once('.')?;
-    let block = block.parse().ok()?;
-    Module::ALL.into_iter().find_map(|module| {
-        let tail = rest.strip_prefix(module.path())?;
-        let factor = match tail {
-            _ if tail.starts_with(".lora_A.") => 0,
-            _ if tail.starts_with(".lora_B.") => 1,
-            _ => return None,
-        };
-        tail.ends_with(".weight").then_some((block, module, factor))
-    })
 }

@@ -12,6 +12,7 @@ use crate::{
     Error, Result,
     config::ModelConfig,
     files::{self, NamedTensor, StoredTensor},
+    keys::{self, Key, ignored, only, used},
     peft,
     router::{GateConfig, GateScale, Granularity, Router, RouterConfig, RouterInput, Score},
 };
@@ -22,6 +23,30 @@ const XLORA_CONFIG: &str = "xlora_config.json";
 const XLORA_TENSORS: &str = "xlora_classifier.safetensors";
 /// How to load what [`write_peft_xlora`] writes; in the same directory.
 pub const XLORA_README: &str = "README.md";
+
+/// The keys of PEFT 0.21's `XLoraConfig`.
+const XLORA_KEYS: &[Key] = &[
+    used("peft_type"),
+    used("hidden_size"),
+    used("adapters"),
+    used("softmax_temperature"),
+    used("top_k_lora"),
+    only("xlora_depth", &["1"], "the classifier is linear"),
+    only("layerwise_scalings", &["false"], "one decision counts for all layers"),
+    only("enable_softmax", &["true"], "scores become probabilities"),
+    only("enable_softmax_topk", &["false"], "kept probabilities are not normalised again"),
+    only("global_scaling_weight", &["1"], "experts count as their gates say"),
+    only("scaling_pass_value", &["0"], "the first pass is the base's alone"),
+    ignored("xlora_size"),
+    ignored("xlora_dropout_p"),
+    ignored("use_trainable_adapters"),
+    ignored("task_type"),
+    ignored("base_model_name_or_path"),
+    ignored("revision"),
+    ignored("inference_mode"),
+    ignored("auto_mapping"),
+    ignored("peft_version"),
+];
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -56,6 +81,7 @@ struct XloraFile {
     xlora_depth: usize,
     #[serde(default = "one")]
     softmax_temperature: f32,
+    #[serde(default)]
     top_k_lora: Option<usize>,
     #[serde(default = "one")]
     global_scaling_weight: f32,
@@ -98,7 +124,6 @@ fn one_layer() -> usize {
 
 /// Writes a router to `dir`, which is created; in X-LoRA's layout as well where that can express it.
 pub fn write(router: &Router, base_hash: &str, dir: &Path) -> Result<()> {
-    files::create_dir(dir)?;
     let choices = router.choices();
     let hidden_size = router.weights.first().map_or(0, |weight| weight.len() / choices);
     let name = |map: usize| {
@@ -113,6 +138,8 @@ pub fn write(router: &Router, base_hash: &str, dir: &Path) -> Result<()> {
     if let Some(bias) = &router.bias {
         tensors.push(NamedTensor { name: "router.bias".into(), shape: vec![bias.len()], values: bias });
     }
+    files::check_tensors(&dir.join(TENSORS), &tensors)?;
+    files::create_dir(dir)?;
     let file = RouterFile {
         experts: router.experts.clone(),
         hidden_size,
@@ -158,6 +185,14 @@ pub fn write_peft_xlora(router: &Router, base: &str, dir: &Path) -> Result<()> {
         router.experts.iter().enumerate().map(|(i, name)| format!("{i} is {name}")).collect();
     let text = include_str!("router_files/xlora_readme.md").replace("{experts}", &names.join(", "));
     files::write_atomically(&dir.join(XLORA_README), text.as_bytes())
+}
+
+/// What is done with the keys of `xlora_config.json`, for the documentation.
+pub(crate) fn documentation() -> String {
+    let mut out = String::new();
+    keys::markdown(&[XLORA_KEYS], &mut out);
+    out.push_str("A key that is in no list is refused unless its value is `null`, `false`, `0` or empty.\n");
+    out
 }
 
 /// Why X-LoRA cannot express a router; `None` if it can.
@@ -268,19 +303,27 @@ fn read_own(dir: &Path, experts: &[String], model: &ModelConfig, base_hash: Opti
 
 fn read_xlora(dir: &Path, experts: &[String], model: &ModelConfig) -> Result<Router> {
     let path = dir.join(XLORA_CONFIG);
-    let file: XloraFile = files::read_json(&path)?;
+    let object: serde_json::Map<String, serde_json::Value> = files::read_json(&path)?;
+    let checked = keys::check(&[XLORA_KEYS], &object, &path)?;
     let refuse = |what: &str| Err(Error::invalid(&path, what));
-    if file.layerwise_scalings {
-        return refuse("layerwise_scalings is true; only one decision for all layers is supported");
+    if let Some((name, value)) = checked.unknown.iter().find(|(_, value)| !keys::is_off(value)) {
+        return refuse(&format!(
+            "{name} = {} is a key that is not known here (remove it if it has no effect)",
+            keys::short(value)
+        ));
     }
-    if file.xlora_depth != 1 {
-        return refuse("xlora_depth is not 1; only a linear classifier is supported");
+    // As for PEFT, a null is a value that is not there.
+    let given = object.into_iter().filter(|(_, value)| !value.is_null()).collect();
+    let file: XloraFile = serde_json::from_value(serde_json::Value::Object(given))
+        .map_err(|e| Error::invalid(&path, e.to_string()))?;
+    if !matches!(file.peft_type.as_str(), "" | "XLORA") {
+        return refuse(&format!("peft_type is {:?}; only XLORA has a router", file.peft_type));
     }
-    if file.enable_softmax_topk {
-        return refuse("enable_softmax_topk is true; kept probabilities are not normalised again here");
-    }
-    if !file.enable_softmax || file.global_scaling_weight != 1.0 {
-        return refuse("enable_softmax must be true and global_scaling_weight 1");
+    if file.hidden_size != 0 && file.hidden_size != model.hidden_size {
+        return refuse(&format!(
+            "hidden_size is {}, the model's is {}: the router belongs to another base",
+            file.hidden_size, model.hidden_size
+        ));
     }
     let gate = GateConfig {
         top_k: file.top_k_lora.unwrap_or(experts.len()),

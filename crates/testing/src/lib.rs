@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a fault in a test's own support is a panic")]
 
+pub mod generated;
 pub mod gguf;
 pub mod speaker;
 pub mod tiny;

@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use super::opened::{RunParts, adapter_base, open_base_files, run_parts};
 use crate::{
-    args::{CacheFlag, JsonFlag},
+    args::{CacheFlag, JsonFlag, UnusedFlag},
     config::parse_name,
     output::{print, usage_error},
     progress::Progress,
@@ -63,6 +63,8 @@ pub(crate) struct ExportArgs {
     /// Where the files go: a new or empty directory.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    #[command(flatten)]
+    unused: UnusedFlag,
     #[command(flatten)]
     cache: CacheFlag,
     #[command(flatten)]
@@ -136,7 +138,7 @@ impl ExportArgs {
             }
             None => (adapter_base(self.base.as_deref(), &self.experts)?, self.experts.clone(), None),
         };
-        let checkpoint = open_base_files(&base, &self.cache)?;
+        let checkpoint = open_base_files(&base, self.unused, &self.cache)?;
         let mut experts: Vec<Expert> = Vec::new();
         for dir in &directories {
             let expert = peft::read_for(dir, &checkpoint)?;

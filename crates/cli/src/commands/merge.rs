@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::opened::{adapter_base, open_base_files};
 use crate::{
-    args::{CacheFlag, JsonFlag},
+    args::{CacheFlag, JsonFlag, UnusedFlag},
     output::{print, usage_error},
 };
 
@@ -57,6 +57,8 @@ pub(crate) struct MergeArgs {
     /// Where the merged adapter goes.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    #[command(flatten)]
+    unused: UnusedFlag,
     #[command(flatten)]
     cache: CacheFlag,
     #[command(flatten)]
@@ -188,7 +190,7 @@ fn read_experts(args: &MergeArgs, faults: &mut Vec<String>) -> Option<(Checkpoin
         }
     }
     let opened = adapter_base(args.base.as_deref(), &args.experts)
-        .and_then(|base| Ok((open_base_files(&base, &args.cache)?, base)));
+        .and_then(|base| Ok((open_base_files(&base, args.unused, &args.cache)?, base)));
     let (checkpoint, base) = match opened {
         Ok(opened) => opened,
         Err(e) => {

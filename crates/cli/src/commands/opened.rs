@@ -14,7 +14,7 @@ use mixse_model::{
 };
 
 use crate::{
-    args::CacheFlag,
+    args::{CacheFlag, UnusedFlag},
     config::{Device, Threads, parse_name},
     device::load_options,
     output::usage_error,
@@ -47,6 +47,8 @@ pub(crate) struct ModelFlags {
     #[arg(long)]
     pub(crate) portable: bool,
     #[command(flatten)]
+    pub(crate) unused: UnusedFlag,
+    #[command(flatten)]
     pub(crate) cache: CacheFlag,
 }
 
@@ -71,7 +73,7 @@ pub(crate) struct Opened {
 impl ModelFlags {
     /// Opens the base model's files without loading its weights.
     pub(crate) fn open_files(&self) -> anyhow::Result<Checkpoint> {
-        open_base_files(&self.model, &self.cache)
+        open_base_files(&self.model, self.unused, &self.cache)
     }
 
     /// Opens and loads the base without experts; a run directory is refused.
@@ -119,7 +121,7 @@ impl ModelFlags {
 
     fn load(&self, path: &Path, options: &LoadOptions) -> anyhow::Result<Opened> {
         mixse_kernels::pool::set_threads(self.threads.count());
-        let checkpoint = Checkpoint::open(path)?;
+        let checkpoint = Checkpoint::open_with(path, self.unused.rule())?;
         let engine = Engine::load(&checkpoint, options)?;
         Ok(Opened { checkpoint, engine, mixture: None })
     }
@@ -131,8 +133,12 @@ fn base_path(model: &str, cache: &CacheFlag) -> anyhow::Result<PathBuf> {
 }
 
 /// Opens the files of the base model with this name without loading its weights; a run is refused.
-pub(crate) fn open_base_files(model: &str, cache: &CacheFlag) -> anyhow::Result<Checkpoint> {
-    Ok(Checkpoint::open(&base_path(model, cache)?)?)
+pub(crate) fn open_base_files(
+    model: &str,
+    unused: UnusedFlag,
+    cache: &CacheFlag,
+) -> anyhow::Result<Checkpoint> {
+    Ok(Checkpoint::open_with(&base_path(model, cache)?, unused.rule())?)
 }
 
 /// The base model of some adapters: the one given, else the one that the first adapter names.

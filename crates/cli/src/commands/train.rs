@@ -204,8 +204,8 @@ impl Common {
 
 fn expert(args: &ExpertArgs) -> anyhow::Result<()> {
     let common = &args.common;
-    let rows = read_rows(&common.ids_data)?;
     let opened = common.model.open_base()?;
+    let rows = read_rows(&common.ids_data, opened.checkpoint.config.vocab_size)?;
     let hash = opened.checkpoint.hash()?;
     let start = match &args.init {
         Some(dir) => peft::read_for(dir, &opened.checkpoint)?,
@@ -244,8 +244,8 @@ fn expert(args: &ExpertArgs) -> anyhow::Result<()> {
 
 fn router(args: &RouterArgs) -> anyhow::Result<()> {
     let common = &args.common;
-    let rows = read_rows(&common.ids_data)?;
     let opened = common.model.open_base()?;
+    let rows = read_rows(&common.ids_data, opened.checkpoint.config.vocab_size)?;
     let hash = opened.checkpoint.hash()?;
     let model = &opened.engine.config;
     let experts = args

@@ -63,6 +63,7 @@ pub(crate) fn compare(there: &Config, wanted: &Config) -> anyhow::Result<Vec<Str
     let neutral = |config: &Config| Config {
         threads: super::Threads::All,
         memory_limit: super::MemoryLimit::Auto,
+        ignore_unused: false,
         methods: super::Method::usual(),
         ..config.clone()
     };

@@ -17,6 +17,7 @@ use clap::ValueEnum;
 use mixse_model::{
     engine::Precision,
     router::{RouterConfig, Score},
+    weights::Unused,
 };
 use mixse_selfmoe::{
     arrow, recipe,
@@ -45,6 +46,8 @@ pub(crate) struct Config {
     pub(crate) device: Device,
     /// Run the portable operations, the slow reference of the tests; needs a build with the feature `reference`.
     pub(crate) portable: bool,
+    /// Tensors of the base that nothing reads are left out, instead of refusing it.
+    pub(crate) ignore_unused: bool,
     pub(crate) precision: Precision,
     pub(crate) threads: Threads,
     /// Training that would need more runs blocks again instead of keeping what lies between; results are the same.
@@ -210,6 +213,11 @@ pub(crate) struct Evaluation {
 }
 
 impl Config {
+    /// What becomes of tensors of the base that nothing reads.
+    pub(crate) fn unused(&self) -> Unused {
+        if self.ignore_unused { Unused::Ignore } else { Unused::Refuse }
+    }
+
     /// The router's section with other values for some of its keys. `top_k = all` is the number of experts.
     ///
     /// # Errors

@@ -73,6 +73,7 @@ fn paper() -> Config {
         seed: 0,
         device: Device::Cpu,
         portable: false,
+        ignore_unused: false,
         precision: Precision::default(),
         threads: Threads::All,
         memory_limit: MemoryLimit::Auto,

@@ -9,7 +9,7 @@ use mixse_model::{
     mixture::Mixture,
     peft,
     tokenizer::{Bos, Tokenizer},
-    weights::Checkpoint,
+    weights::{Checkpoint, Unused},
 };
 use mixse_selfmoe::merge::Deltas;
 
@@ -41,6 +41,7 @@ struct Opened {
     path: PathBuf,
     checkpoint: Checkpoint,
     hash: String,
+    unused: Unused,
     options: LoadOptions,
     engine: OnceCell<Engine>,
 }
@@ -55,12 +56,13 @@ impl Models {
     pub(crate) fn open(config: &Config, cache: &Cache) -> anyhow::Result<Self> {
         let options = load_options(config.device, config.precision, config.portable)?;
         let path = resolve_base(&config.base, cache)?;
-        let checkpoint = Checkpoint::open(&path)?;
+        let checkpoint = Checkpoint::open_with(&path, config.unused())?;
         // A model without a tokenizer can be inspected, but no run can be made with it.
         checkpoint.tokenizer.encode("", Bos::Never).with_context(|| format!("{}", path.display()))?;
         let hash = checkpoint.hash()?;
         mixse_kernels::pool::set_threads(config.threads.count());
-        let opened = Opened { path, checkpoint, hash, options, engine: OnceCell::new() };
+        let unused = config.unused();
+        let opened = Opened { path, checkpoint, hash, unused, options, engine: OnceCell::new() };
         Ok(Self { opened: Some(opened), ..Self::named(config) })
     }
 
@@ -98,7 +100,7 @@ impl Models {
     /// changes, which are small beside the weights.
     pub(super) fn merged(&self, deltas: Deltas) -> anyhow::Result<Engine> {
         let opened = self.opened()?;
-        let checkpoint = Checkpoint::open(&opened.path)?.with_deltas(deltas)?;
+        let checkpoint = Checkpoint::open_with(&opened.path, opened.unused)?.with_deltas(deltas)?;
         Ok(Engine::load(&checkpoint, &LoadOptions { precision: Precision::F32, ..opened.options })?)
     }
 

@@ -74,6 +74,72 @@ fn wrong_models() {
     });
 }
 
+/// Puts a tensor more into the base's file.
+fn with_extra_tensor(sandbox: &Sandbox) {
+    let path = sandbox.path("model/model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    let len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let mut header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + len]).unwrap();
+    header["model.layers.0.extra.weight"] = serde_json::json!({"dtype": "F32", "shape": [0], "data_offsets": [bytes.len() - 8 - len, bytes.len() - 8 - len]});
+    let header = header.to_string();
+    fs::write(
+        &path,
+        [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &bytes[8 + len..]].concat(),
+    )
+    .unwrap();
+}
+
+#[test]
+fn tensors_that_nothing_reads() {
+    check("a tensor more", 1, &["model.layers.0.extra.weight", "--ignore-unused"], with_extra_tensor);
+    let sandbox = tiny::sandbox();
+    with_extra_tensor(&sandbox);
+    let inspect = |more: &[&str]| {
+        sandbox.mixse([&["inspect", "logits", "--model", "model", "--ids", "1,2"], more].concat())
+    };
+    assert_eq!(inspect(&[]).code, 1);
+    let fine = inspect(&["--ignore-unused"]);
+    assert_eq!(fine.code, 0, "{}", fine.stderr);
+    assert!(
+        fine.stderr.contains("mixse: note: ")
+            && fine.stderr.contains("1 tensors that nothing reads are left out")
+    );
+    let task = |more: &[&str]| {
+        sandbox.mixse(
+            [&["run", "-c", "mixse.toml", "--out", "run", "--task", "brainstorm/words/0"], more].concat(),
+        )
+    };
+    let fine = task(&["--ignore-unused"]);
+    assert_eq!(fine.code, 0, "{}", fine.stderr);
+}
+
+#[test]
+fn a_token_outside_the_vocabulary_is_refused_with_its_line() {
+    let sandbox = tiny::sandbox();
+    let rows =
+        "{\"prompt_ids\": [1], \"target_ids\": [2]}\n\n{\"prompt_ids\": [1], \"target_ids\": [2, 99999]}\n";
+    fs::write(sandbox.path("rows.jsonl"), rows).unwrap();
+    let output = sandbox.mixse([
+        "train",
+        "expert",
+        "--base",
+        "model",
+        "--ids-data",
+        "rows.jsonl",
+        "--steps",
+        "1",
+        "--out",
+        "x",
+    ]);
+    assert_eq!(output.code, 1, "{}", output.stderr);
+    assert!(
+        output.stderr.contains("rows.jsonl: line 3: target_ids[1] is 99999, outside"),
+        "{}",
+        output.stderr
+    );
+    assert!(!sandbox.path("x").exists());
+}
+
 #[test]
 fn wrong_domains() {
     check("malformed seed", 2, &["domains/words/seeds.jsonl:2"], |sandbox| {

@@ -1,8 +1,11 @@
 //! The configuration from a GGUF file's metadata, as llama.cpp reads it.
 
-use super::{Activation, Architecture, BlockConfig, ModelConfig, Rope, RopeScaling, checked_block_count};
+use super::{
+    Activation, Architecture, BlockConfig, ModelConfig, Rope, RopeScaling, checked_block_count,
+    gguf_keys::{FILE, MODEL},
+};
 use crate::{
-    Result,
+    Result, keys, notices,
     weights::{Gguf, Value},
 };
 
@@ -78,12 +81,38 @@ impl<'a> Metadata<'a> {
         self.required(name, self.usize(name)?)
     }
 
+    /// Every key under the prefix is known, and has a value that is implemented.
+    fn check_keys(&self) -> Result<()> {
+        let mut object = serde_json::Map::new();
+        for (key, value) in self.file.metadata() {
+            let name = key.strip_prefix(self.prefix).and_then(|rest| rest.strip_prefix('.'));
+            if let Some(name) = name {
+                object.insert(name.to_owned(), value.to_json());
+            } else if keys::rule(&[FILE], key).is_some() {
+                object.insert(key.clone(), value.to_json());
+            }
+        }
+        let checked = keys::check(&[MODEL, FILE], &object, self.file.path())?;
+        let unknown: Vec<&str> = checked
+            .unknown
+            .iter()
+            .filter(|(_, value)| !keys::is_off(value))
+            .map(|(name, _)| name.as_str())
+            .collect();
+        if !unknown.is_empty() {
+            let what = format!(
+                "metadata keys that this architecture does not have are ignored: {}",
+                unknown.join(", ")
+            );
+            notices::about(self.file.path(), what);
+        }
+        Ok(())
+    }
+
     fn config(&self) -> Result<ModelConfig> {
         let architecture = self.architecture;
         let gemma = architecture.is_gemma();
-        if self.usize("expert_count")?.is_some_and(|count| count > 0) {
-            return Err(self.file.invalid("is a mixture-of-experts model, which is not supported as a base"));
-        }
+        self.check_keys()?;
         let hidden_size = self.required_usize("embedding_length")?;
         let num_heads = self.required_usize("attention.head_count")?;
         let head_dim = match self.usize("attention.key_length")? {
@@ -131,7 +160,13 @@ impl<'a> Metadata<'a> {
             activation: if gemma { Activation::GeluTanh } else { Activation::Silu },
             attention_scale: (scale_width as f64).powf(-0.5),
             attention_softcap: gemma2_cap(self.f64("attn_logit_softcapping")?.unwrap_or(50.0)),
-            logit_softcap: self.f64("final_logit_softcapping")?.or(gemma2_cap(30.0)),
+            // Other architectures have no cap, whatever a file says.
+            logit_softcap: match architecture {
+                Architecture::Gemma2 | Architecture::Gemma3 => {
+                    self.f64("final_logit_softcapping")?.or(gemma2_cap(30.0))
+                }
+                _ => None,
+            },
             embedding_scale: if gemma { (hidden_size as f64).sqrt() } else { 1.0 },
             qkv_bias: has("blk.0.attn_q.bias"),
             output_bias: has("blk.0.attn_output.bias"),
@@ -213,7 +248,14 @@ impl<'a> Metadata<'a> {
 
     /// Llama 3.1's scaling comes as a tensor of divisors.
     fn rope_factors(&self, head_dim: usize) -> Result<Vec<f32>> {
-        let Some(tensor) = self.file.tensor("rope_freqs.weight") else { return Ok(Vec::new()) };
+        // Files of other architectures have no such tensor: it is one that nothing reads there.
+        let Some(tensor) = self
+            .file
+            .tensor("rope_freqs.weight")
+            .filter(|_| matches!(self.architecture, Architecture::Llama | Architecture::Mistral))
+        else {
+            return Ok(Vec::new());
+        };
         if tensor.shape != [head_dim / 2] || tensor.dtype != candle_core::quantized::GgmlDType::F32 {
             return Err(self.file.invalid(format!(
                 "rope_freqs.weight is {:?} {:?}; it must be [{}] of F32",

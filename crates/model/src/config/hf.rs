@@ -9,29 +9,71 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::{Activation, Architecture, BlockConfig, ModelConfig, Rope, RopeScaling, checked_block_count};
-use crate::{Error, Result};
+use super::{
+    Activation, Architecture, BlockConfig, ModelConfig, Rope, RopeScaling, checked_block_count,
+    hf_keys::{self, ROPE},
+};
+use crate::{
+    Error, Result,
+    keys::{self, Rule},
+    notices,
+};
 
 /// Far above any real `config.json`.
 const MAX_LEN: u64 = 1 << 24;
 const WINDOWED: &str = "sliding_attention";
 const FULL: &str = "full_attention";
 
-pub(super) fn read(path: &Path) -> Result<ModelConfig> {
+/// What a `config.json` says.
+pub(super) struct Read {
+    pub(super) config: ModelConfig,
+    /// The file describes a model with a vision part, of which the text model is read.
+    pub(super) has_vision: bool,
+}
+
+pub(super) fn read(path: &Path) -> Result<Read> {
     let text = crate::weights::read_text(path, MAX_LEN)?;
     let parsed: Value = serde_json::from_str(&text).map_err(|e| Error::invalid(path, e.to_string()))?;
     let Value::Object(mut object) = parsed else {
         return Err(Error::invalid(path, "is not a JSON object"));
     };
     // Gemma 3 with a vision part keeps the language model's configuration inside.
+    let mut has_vision = false;
     if let (Some("gemma3"), Some(Value::Object(text))) =
         (object.get("model_type").and_then(Value::as_str), object.get("text_config"))
     {
         let mut text = text.clone();
+        let outer = keys::check(&[hf_keys::VISION, hf_keys::COMMON], &object, path)?;
+        say(path, outer);
         text.insert("model_type".to_owned(), json!("gemma3_text"));
+        // The whole model's head is what is tied or not.
+        text.insert(
+            "tie_word_embeddings".to_owned(),
+            object.get("tie_word_embeddings").cloned().unwrap_or(json!(true)),
+        );
         object = text;
+        has_vision = true;
     }
-    Config::new(path, object)?.model_config()
+    Ok(Read { config: Config::new(path, object)?.model_config()?, has_vision })
+}
+
+/// Keys that transformers' classes do not read are not read here either, but somebody put them there.
+fn say(path: &Path, checked: keys::Checked) {
+    for note in checked.notes {
+        notices::about(path, note);
+    }
+    let unknown: Vec<String> = checked
+        .unknown
+        .iter()
+        .filter(|(_, value)| !keys::is_off(value))
+        .map(|(name, value)| format!("{name} = {}", keys::short(value)))
+        .collect();
+    if !unknown.is_empty() {
+        notices::about(
+            path,
+            format!("keys that this architecture does not have are ignored: {}", unknown.join(", ")),
+        );
+    }
 }
 
 /// `config.json` with the defaults of its class.
@@ -63,6 +105,12 @@ impl<'a> Config<'a> {
                 ));
             }
         };
+        let lists: keys::Lists<'_> = &[hf_keys::of(architecture), hf_keys::COMMON];
+        say(path, keys::check(lists, &object, path)?);
+        // A key of another architecture must not be read by accident.
+        let is_used =
+            |name: &str| matches!(keys::rule(lists, name), Some(key) if matches!(key.rule, Rule::Used));
+        let object = object.into_iter().filter(|(name, _)| is_used(name)).collect();
         Ok(Self { path, architecture, object, defaults: class_defaults(architecture) })
     }
 
@@ -105,7 +153,6 @@ impl<'a> Config<'a> {
 
     fn model_config(&self) -> Result<ModelConfig> {
         use Architecture::{Gemma2, Gemma3, Qwen2, Qwen3};
-        self.refuse_unsupported()?;
         let architecture = self.architecture;
         let gemma = architecture.is_gemma();
         let hidden_size = self.required_usize("hidden_size")?;
@@ -129,7 +176,7 @@ impl<'a> Config<'a> {
             norm_plus_one: gemma,
             activation: self.activation()?,
             attention_scale: scale_width.powf(-0.5),
-            attention_softcap: self.f64("attn_logit_softcapping")?.filter(|_| architecture == Gemma2),
+            attention_softcap: self.f64("attn_logit_softcapping")?,
             logit_softcap: self.f64("final_logit_softcapping")?,
             embedding_scale: if gemma { (hidden_size as f64).sqrt() } else { 1.0 },
             qkv_bias: architecture == Qwen2 || attention_bias,
@@ -143,20 +190,6 @@ impl<'a> Config<'a> {
         .validated(self.path)
     }
 
-    fn refuse_unsupported(&self) -> Result<()> {
-        let refuse = |what: &str| Err(Error::invalid(self.path, format!("{what}, which is not supported")));
-        if self.get("quantization_config").is_some() {
-            return refuse("quantization_config is set");
-        }
-        if self.bool("mlp_bias")? {
-            return refuse("mlp_bias is true");
-        }
-        if self.bool("use_bidirectional_attention")? {
-            return refuse("use_bidirectional_attention is true");
-        }
-        Ok(())
-    }
-
     fn activation(&self) -> Result<Activation> {
         let key = match self.architecture {
             Architecture::Gemma2 | Architecture::Gemma3 => "hidden_activation",
@@ -164,9 +197,10 @@ impl<'a> Config<'a> {
         };
         let name = self.typed(key, "a name", Value::as_str)?;
         match (self.architecture.is_gemma(), self.required(key, name)?) {
-            (false, "silu") => Ok(Activation::Silu),
+            (false, "silu" | "swish") => Ok(Activation::Silu),
+            (true, "gelu_pytorch_tanh") => Ok(Activation::GeluTanh),
             // Gemma 1 was published with the wrong name of what it computes.
-            (true, "gelu_pytorch_tanh" | "gelu") => Ok(Activation::GeluTanh),
+            (true, "gelu") if self.architecture == Architecture::Gemma => Ok(Activation::GeluTanh),
             (_, other) => Err(Error::invalid(self.path, format!("{key} {other} is not supported"))),
         }
     }
@@ -183,20 +217,31 @@ impl<'a> Config<'a> {
     /// Which blocks see a window only.
     fn windowed_blocks(&self, count: usize) -> Result<Vec<bool>> {
         use Architecture::{Gemma, Gemma2, Gemma3, Llama, Mistral, Qwen2, Qwen3};
-        let has_window = self.usize("sliding_window")?.is_some();
+        let qwen = matches!(self.architecture, Qwen2 | Qwen3);
+        let has_window =
+            self.usize("sliding_window")?.is_some() && (!qwen || self.bool("use_sliding_window")?);
         match self.architecture {
             Llama | Gemma => return Ok(vec![false; count]),
             Mistral => return Ok(vec![has_window; count]),
-            Qwen2 | Qwen3 if !self.bool("use_sliding_window")? => return Ok(vec![false; count]),
             Qwen2 | Qwen3 | Gemma2 | Gemma3 => {}
+        }
+        if let Some(list) = self.typed("layer_types", "a list", Value::as_array)? {
+            let windowed = self.layer_types(list, count)?;
+            if !has_window && windowed.contains(&true) {
+                return Err(Error::invalid(
+                    self.path,
+                    "layer_types asks for sliding_attention, but no sliding_window is in use",
+                ));
+            }
+            return Ok(windowed);
+        }
+        if !has_window && !qwen {
+            return Err(Error::invalid(self.path, "sliding_window is null, but some blocks have one"));
         }
         if !has_window {
             return Ok(vec![false; count]);
         }
-        if let Some(list) = self.typed("layer_types", "a list", Value::as_array)? {
-            return self.layer_types(list, count);
-        }
-        if matches!(self.architecture, Qwen2 | Qwen3) {
+        if qwen {
             let first = self.usize("max_window_layers")?.unwrap_or(0);
             return Ok((0..count).map(|block| block >= first).collect());
         }
@@ -222,33 +267,72 @@ impl<'a> Config<'a> {
     /// The rotary embedding of the blocks of one layer type.
     fn rope(&self, layer_type: &str) -> Result<Rope> {
         let gemma3 = self.architecture == Architecture::Gemma3;
-        let given = self.typed("rope_parameters", "an object", Value::as_object)?;
-        let nested = given.filter(|given| given.contains_key(FULL) || given.contains_key(WINDOWED));
-        let old = self.typed("rope_scaling", "an object", Value::as_object)?;
-        let parameters = match nested {
-            Some(nested) => nested.get(layer_type).and_then(Value::as_object),
-            // The old form is about the blocks without a window: the others of Gemma 3 are never stretched.
-            None if gemma3 && layer_type == WINDOWED => None,
-            None => old.or(given),
-        };
+        let parameters = self.rope_parameters(layer_type)?;
         let base_key = if gemma3 && layer_type == WINDOWED { "rope_local_base_freq" } else { "rope_theta" };
-        let base = match parameters.and_then(|p| p.get("rope_theta")) {
+        let base = match parameters.get("rope_theta").filter(|value| !value.is_null()) {
             Some(value) => self.number("rope_theta", value)?,
             None => self.required(base_key, self.f64(base_key)?)?,
         };
-        Ok(Rope { base, scaling: self.rope_scaling(parameters)? })
+        Ok(Rope { base, scaling: self.rope_scaling(&parameters)? })
     }
 
-    fn rope_scaling(&self, parameters: Option<&Map<String, Value>>) -> Result<RopeScaling> {
-        let get = |key: &str| parameters.and_then(|p| p.get(key)).filter(|value| !value.is_null());
+    /// The parameters of one layer type, as transformers joins the old and the new spelling.
+    fn rope_parameters(&self, layer_type: &str) -> Result<Map<String, Value>> {
+        let object = |key: &str| -> Result<Option<&Map<String, Value>>> {
+            Ok(self.typed(key, "an object", Value::as_object)?.filter(|object| !object.is_empty()))
+        };
+        let (given, old) = (object("rope_parameters")?, object("rope_scaling")?);
+        let by_layer_type =
+            given.is_some_and(|given| given.contains_key(FULL) || given.contains_key(WINDOWED));
+        let parameters = if self.architecture == Architecture::Gemma3 {
+            if given.is_some() && !by_layer_type {
+                return Err(Error::invalid(
+                    self.path,
+                    format!(
+                        "rope_parameters must have an entry {FULL} and one {WINDOWED} for this architecture"
+                    ),
+                ));
+            }
+            let mut parameters = match given.and_then(|given| given.get(layer_type)) {
+                None | Some(Value::Null) => Map::new(),
+                Some(Value::Object(parameters)) => parameters.clone(),
+                Some(other) => {
+                    let what = format!(
+                        "rope_parameters: {layer_type} is {}; it should be an object",
+                        keys::short(other)
+                    );
+                    return Err(Error::invalid(self.path, what));
+                }
+            };
+            // The old form is about the blocks without a window: the others are never stretched by it.
+            if let (true, Some(old)) = (layer_type == FULL, old) {
+                // transformers would take no notice of the kind then.
+                if old.contains_key("type") && !old.contains_key("rope_type") {
+                    return Err(Error::invalid(
+                        self.path,
+                        "rope_scaling has a type, which should be called rope_type",
+                    ));
+                }
+                parameters.extend(old.clone());
+            }
+            parameters
+        } else {
+            if by_layer_type {
+                let what = "rope_parameters differ by layer type, which this architecture does not have";
+                return Err(Error::invalid(self.path, what));
+            }
+            old.or(given).cloned().unwrap_or_default()
+        };
+        say(self.path, keys::check(&[ROPE], &parameters, self.path)?);
+        Ok(parameters)
+    }
+
+    fn rope_scaling(&self, parameters: &Map<String, Value>) -> Result<RopeScaling> {
+        let get = |key: &str| parameters.get(key).filter(|value| !value.is_null());
         let number = |key: &str| match get(key) {
             Some(value) => self.number(key, value),
             None => Err(Error::invalid(self.path, format!("the rope parameters have no {key}"))),
         };
-        let partial = get("partial_rotary_factor").or(self.get("partial_rotary_factor"));
-        if partial.is_some_and(|factor| factor.as_f64() != Some(1.0)) {
-            return Err(Error::invalid(self.path, "partial_rotary_factor is not 1, which is not supported"));
-        }
         let kind = get("rope_type").or(get("type")).map_or(Some("default"), Value::as_str);
         match kind {
             Some("default") => Ok(RopeScaling::None),
@@ -257,9 +341,14 @@ impl<'a> Config<'a> {
                 factor: number("factor")?,
                 low_freq_factor: number("low_freq_factor")?,
                 high_freq_factor: number("high_freq_factor")?,
-                original_context: match get("original_max_position_embeddings") {
-                    Some(value) => self.number("original_max_position_embeddings", value)? as usize,
-                    None => self.required_usize("max_position_embeddings")?,
+                // transformers gives the key outside the parameters precedence.
+                original_context: match (
+                    self.usize("original_max_position_embeddings")?,
+                    get("original_max_position_embeddings"),
+                ) {
+                    (Some(outside), _) => outside,
+                    (None, Some(value)) => self.number("original_max_position_embeddings", value)? as usize,
+                    (None, None) => self.required_usize("max_position_embeddings")?,
                 },
             }),
             other => Err(Error::invalid(

@@ -222,7 +222,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("config.json");
         std::fs::write(&path, Value::Object(all).to_string()).unwrap();
-        hf::read(&path).unwrap()
+        hf::read(&path).unwrap().config
     }
 
     #[test]

@@ -47,9 +47,27 @@ pub(crate) enum Value {
     Numbers(Vec<f64>),
 }
 
+impl Value {
+    /// As JSON; a number that JSON does not have becomes its name.
+    pub(crate) fn to_json(&self) -> serde_json::Value {
+        let number =
+            |x: f64| serde_json::Number::from_f64(x).map_or_else(|| x.to_string().into(), Into::into);
+        match self {
+            Self::Int(n) => i64::try_from(*n).map_or_else(|_| number(*n as f64), Into::into),
+            Self::Float(x) => number(*x),
+            Self::Bool(b) => (*b).into(),
+            Self::Str(text) => text.as_str().into(),
+            Self::Strings(list) => list.iter().map(String::as_str).collect(),
+            Self::Numbers(list) => list.iter().map(|&x| number(x)).collect(),
+        }
+    }
+}
+
 /// Where a tensor lies and what it is.
 #[derive(Debug, Clone)]
 pub(crate) struct GgufTensor {
+    /// Which of the model's files, from 0.
+    part: usize,
     /// Block type.
     pub(crate) dtype: GgmlDType,
     /// Outermost dimension first, as in Hugging Face's files.
@@ -60,17 +78,72 @@ pub(crate) struct GgufTensor {
     len: usize,
 }
 
-/// An opened GGUF file.
+/// An opened GGUF model: a file, or the parts of one that was split.
 #[derive(Debug)]
 pub(crate) struct Gguf {
-    path: PathBuf,
+    /// The parts in order, at least one. The first has the metadata.
+    files: Vec<PathBuf>,
     metadata: HashMap<String, Value>,
     tensors: HashMap<String, GgufTensor>,
 }
 
 impl Gguf {
-    /// Reads and checks the header of `path`.
+    /// Reads and checks the header of `path`, and those of the other parts where it is the first part of several.
     pub(crate) fn open(path: &Path) -> Result<Self> {
+        let mut model = Self::open_one(path)?;
+        let count = model.usize("split.count")?.unwrap_or(1);
+        if count <= 1 {
+            return Ok(model);
+        }
+        let number = model.usize("split.no")?.unwrap_or(0);
+        let Some(name) = PartName::of(path, number, count) else {
+            return Err(model.invalid(format!(
+                "is part {} of a model in {count} files, which must keep their names (NAME-00001-of-{count:05}.gguf and so on)",
+                number + 1
+            )));
+        };
+        if number != 0 {
+            return Err(model.invalid(format!(
+                "is part {} of {count}: give the first part, {}",
+                number + 1,
+                name.part(0).display()
+            )));
+        }
+        for number in 1..count {
+            let path = name.part(number);
+            if !path.is_file() {
+                return Err(
+                    model.invalid(format!("is part 1 of {count}, and {} is not beside it", path.display()))
+                );
+            }
+            model.join(Self::open_one(&path)?, number, count)?;
+        }
+        match model.usize("split.tensors.count")? {
+            Some(expected) if expected != model.tensors.len() => Err(model.invalid(format!(
+                "says that its {count} parts have {expected} tensors together, but they have {}",
+                model.tensors.len()
+            ))),
+            _ => Ok(model),
+        }
+    }
+
+    /// Adds the tensors of a further part.
+    fn join(&mut self, part: Self, number: usize, count: usize) -> Result<()> {
+        let says = (part.usize("split.no")?, part.usize("split.count")?);
+        if says != (Some(number), Some(count)) {
+            let what = format!("should be part {} of {count}, but its metadata say otherwise", number + 1);
+            return Err(part.invalid(what));
+        }
+        for (name, tensor) in &part.tensors {
+            if self.tensors.insert(name.clone(), GgufTensor { part: number, ..tensor.clone() }).is_some() {
+                return Err(part.invalid(format!("tensor {name} is in another part as well")));
+            }
+        }
+        self.files.extend(part.files);
+        Ok(())
+    }
+
+    fn open_one(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(|e| Error::io(path, e))?;
         let file_len = file.metadata().map_err(|e| Error::io(path, e))?.len();
         let mut header = Header { path, input: BufReader::with_capacity(1 << 20, file), at: 0, file_len };
@@ -125,12 +198,27 @@ impl Gguf {
                 return Err(Error::invalid(path, format!("tensor {name} appears twice")));
             }
         }
-        Ok(Self { path: path.to_owned(), metadata, tensors })
+        Ok(Self { files: vec![path.to_owned()], metadata, tensors })
     }
 
-    /// The file.
+    /// The file, or the first of several.
     pub(crate) fn path(&self) -> &Path {
-        &self.path
+        &self.files[0]
+    }
+
+    /// All files, in order.
+    pub(crate) fn files(&self) -> &[PathBuf] {
+        &self.files
+    }
+
+    /// Every metadata key with its value.
+    pub(crate) fn metadata(&self) -> impl Iterator<Item = (&String, &Value)> {
+        self.metadata.iter()
+    }
+
+    /// The names of all tensors.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
     }
 
     /// The tensor's place and type.
@@ -140,12 +228,12 @@ impl Gguf {
 
     /// The tensor's bytes as they stand in the file.
     pub(crate) fn read(&self, tensor: &GgufTensor) -> Result<Vec<u8>> {
-        read_range(&self.path, tensor.start, tensor.len)
+        read_range(&self.files[tensor.part], tensor.start, tensor.len)
     }
 
     /// An [`Error::Invalid`] about this file.
     pub(crate) fn invalid(&self, what: impl Into<String>) -> Error {
-        Error::invalid(&self.path, what)
+        Error::invalid(self.path(), what)
     }
 
     /// A metadata value.
@@ -222,6 +310,26 @@ impl Gguf {
                 .map(Some)
                 .ok_or_else(|| self.invalid(format!("metadata key {key} should be {expected}"))),
         }
+    }
+}
+
+/// The names of a model's parts, `NAME-00001-of-00003.gguf` and so on, as llama.cpp's `gguf-split` gives them.
+struct PartName {
+    directory: PathBuf,
+    prefix: String,
+    count: usize,
+}
+
+impl PartName {
+    /// From the name of one part; `number` counts from 0.
+    fn of(path: &Path, number: usize, count: usize) -> Option<Self> {
+        let suffix = format!("-{:05}-of-{count:05}.gguf", number + 1);
+        let prefix = path.file_name()?.to_str()?.strip_suffix(&suffix)?.to_owned();
+        Some(Self { directory: path.parent()?.to_owned(), prefix, count })
+    }
+
+    fn part(&self, number: usize) -> PathBuf {
+        self.directory.join(format!("{}-{:05}-of-{:05}.gguf", self.prefix, number + 1, self.count))
     }
 }
 
@@ -359,7 +467,7 @@ impl Header<'_> {
             .and_then(|count| (count / dtype.block_size()).checked_mul(dtype.type_size()))
             .ok_or_else(|| self.invalid(format!("tensor {name} is too large: {shape:?}")))?;
         shape.reverse();
-        Ok((name, GgufTensor { dtype, shape, start, len }))
+        Ok((name, GgufTensor { part: 0, dtype, shape, start, len }))
     }
 }
 

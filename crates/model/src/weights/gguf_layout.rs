@@ -13,6 +13,9 @@ use crate::{
     config::{Architecture, ModelConfig},
 };
 
+/// The divisors of the rotary embedding's frequencies, which the configuration reads.
+pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
+
 /// The GGUF name of the tensor that Hugging Face calls `name`.
 pub(super) fn gguf_name(config: &ModelConfig, name: &str) -> Option<String> {
     let whole = match name {
@@ -64,6 +67,14 @@ impl Rows {
         Ok(Some(Self { dtype: info.dtype, shape: info.shape.clone(), bytes }))
     }
 
+    /// The first block with a scale that is not finite.
+    fn first_fault(&self) -> Option<usize> {
+        let offsets = scales(self.dtype);
+        self.bytes.chunks_exact(self.dtype.type_size()).position(|block| {
+            offsets.iter().any(|&at| !half::f16::from_le_bytes([block[at], block[at + 1]]).is_finite())
+        })
+    }
+
     fn blocks(self) -> Result<QTensor> {
         Ok(QTensor::new(QStorage::from_data(self.bytes.into(), &Device::Cpu, self.dtype)?, self.shape)?)
     }
@@ -85,7 +96,30 @@ pub(super) fn tensor(gguf: &Gguf, config: &ModelConfig, name: &str) -> Result<Op
 pub(super) fn quantized(gguf: &Gguf, config: &ModelConfig, name: &str) -> Result<Option<QTensor>> {
     match Rows::read(gguf, config, name)? {
         None | Some(Rows { dtype: GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16, .. }) => Ok(None),
-        Some(rows) => rows.blocks().map(Some),
+        Some(rows) => {
+            if let Some(block) = rows.first_fault() {
+                let columns = rows.shape.last().copied().unwrap_or(1);
+                let first = block * rows.dtype.block_size();
+                return Err(gguf.invalid(format!(
+                    "tensor {name} has a block whose scale is not finite, at [{}, {}]",
+                    first / columns.max(1),
+                    first % columns.max(1)
+                )));
+            }
+            rows.blocks().map(Some)
+        }
+    }
+}
+
+/// Where a block keeps the 16-bit numbers by which its integers are multiplied and moved (`ggml-common.h`).
+fn scales(dtype: GgmlDType) -> &'static [usize] {
+    match dtype {
+        GgmlDType::Q4_0 | GgmlDType::Q5_0 | GgmlDType::Q8_0 => &[0],
+        GgmlDType::Q4_1 | GgmlDType::Q5_1 | GgmlDType::Q4K | GgmlDType::Q5K => &[0, 2],
+        GgmlDType::Q2K => &[80, 82],
+        GgmlDType::Q3K => &[108],
+        GgmlDType::Q6K => &[208],
+        _ => &[],
     }
 }
 

@@ -11,10 +11,12 @@ use candle_core::Tensor;
 use safetensors::tensor::{Dtype, Metadata};
 
 use super::{read_range, values};
-use crate::{Error, Result};
+use crate::{Error, Result, notices};
 
 /// The cap that the format itself sets on a header.
 const MAX_HEADER: u64 = 100_000_000;
+/// The name of a model in one file.
+const SINGLE: &str = "model.safetensors";
 /// An index of the largest known models: a few megabytes.
 const MAX_INDEX: u64 = 1 << 26;
 
@@ -28,10 +30,38 @@ pub(super) struct Stored {
     len: usize,
 }
 
+/// Where the text model's tensors are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Layout {
+    /// Under their own names: `model.layers.…`, `lm_head.weight`.
+    Plain,
+    /// All under `language_model.`, as transformers 4 writes models with a vision part.
+    Nested,
+    /// `model.language_model.layers.…` and `lm_head.weight`, as transformers 5 does.
+    Inner,
+}
+
+impl Layout {
+    const ALL: [Self; 3] = [Self::Plain, Self::Nested, Self::Inner];
+
+    fn stored_name(self, name: &str) -> String {
+        match (self, name.strip_prefix("model.")) {
+            (Self::Plain, _) | (Self::Inner, None) => name.to_owned(),
+            (Self::Nested, _) => format!("language_model.{name}"),
+            (Self::Inner, Some(rest)) => format!("model.language_model.{rest}"),
+        }
+    }
+}
+
+/// The parts of a model that reads images too, which a text model has no use for.
+pub(super) const OTHER_TOWERS: [&str; 4] =
+    ["vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."];
+
 /// The tensors of one or several files.
 #[derive(Debug)]
 pub(super) struct Shards {
     files: Vec<PathBuf>,
+    layout: Layout,
     tensors: HashMap<String, Stored>,
 }
 
@@ -39,9 +69,20 @@ impl Shards {
     /// Reads the headers of `model.safetensors`, or of the files that `model.safetensors.index.json` names.
     pub(super) fn open(directory: &Path) -> Result<Self> {
         let files = file_names(directory)?.into_iter().map(|name| directory.join(name)).collect();
-        let mut shards = Self { files, tensors: HashMap::new() };
+        let mut shards = Self { files, layout: Layout::Plain, tensors: HashMap::new() };
         for file in shards.files.clone() {
             shards.add(&file)?;
+        }
+        // Every text model has this tensor.
+        let there = |layout: &Layout| shards.tensors.contains_key(&layout.stored_name("model.norm.weight"));
+        let mut layouts = Layout::ALL.into_iter().filter(there);
+        shards.layout = layouts.next().unwrap_or(Layout::Plain);
+        if let Some(second) = layouts.next() {
+            let name = |layout: Layout| layout.stored_name("model.norm.weight");
+            return Err(Error::invalid(
+                directory,
+                format!("holds two text models: {} and {} are both there", name(shards.layout), name(second)),
+            ));
         }
         Ok(shards)
     }
@@ -51,11 +92,39 @@ impl Shards {
         &self.files
     }
 
-    /// A tensor by its name in Hugging Face's text models. Models with a vision part keep the text part under a prefix.
+    /// A tensor by its name in Hugging Face's text models.
     pub(super) fn find(&self, name: &str) -> Option<&Stored> {
-        let nested = || self.tensors.get(&format!("language_model.{name}"));
-        let inner = || self.tensors.get(&format!("model.language_model.{}", name.strip_prefix("model.")?));
-        self.tensors.get(name).or_else(nested).or_else(inner)
+        self.tensors.get(&self.stored_name(name))
+    }
+
+    /// The name in the files.
+    pub(super) fn stored_name(&self, name: &str) -> String {
+        self.layout.stored_name(name)
+    }
+
+    /// The names of all tensors in the files.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Whether two tensors hold the same numbers, read a piece at a time.
+    pub(super) fn equal(&self, a: &Stored, b: &Stored) -> Result<bool> {
+        if a.shape != b.shape || a.dtype != b.dtype {
+            // Of different number formats: compared as numbers.
+            let (a, b) = (self.read("", a)?.flatten_all()?, self.read("", b)?.flatten_all()?);
+            return Ok(a.dims() == b.dims() && a.to_vec1::<f32>()? == b.to_vec1::<f32>()?);
+        }
+        const PIECE: usize = 1 << 22;
+        let mut at = 0;
+        while at < a.len {
+            let len = PIECE.min(a.len - at);
+            let piece = |of: &Stored| read_range(&of.file, of.start + at as u64, len);
+            if piece(a)? != piece(b)? {
+                return Ok(false);
+            }
+            at += len;
+        }
+        Ok(true)
     }
 
     /// Why the stored type cannot be read, if it cannot.
@@ -132,10 +201,14 @@ fn file_names(directory: &Path) -> Result<BTreeSet<String>> {
         weight_map: HashMap<String, String>,
     }
     let index = directory.join("model.safetensors.index.json");
-    if !index.exists() {
-        if directory.join("model.safetensors").exists() {
-            return Ok(BTreeSet::from(["model.safetensors".to_owned()]));
+    // As in transformers, the single file comes first.
+    if directory.join(SINGLE).exists() {
+        if index.exists() {
+            notices::about(&index, format!("is not read: {SINGLE} beside it is the model"));
         }
+        return Ok(BTreeSet::from([SINGLE.to_owned()]));
+    }
+    if !index.exists() {
         let hint = if directory.join("pytorch_model.bin").exists() {
             "; pytorch_model.bin is not read: convert it to safetensors"
         } else {

@@ -142,7 +142,7 @@ fn wrong_files_are_refused_with_the_reason() {
         "rotary embedding on part of the head",
     );
     refused(|file| file.set("llama.rope.scaling.type", Meta::Str("yarn".into())), "rope scaling yarn");
-    refused(|file| file.set("llama.expert_count", Meta::U32(8)), "mixture-of-experts");
+    refused(|file| file.set("llama.expert_count", Meta::U32(8)), "expert_count is 8");
     refused(|file| file.set("tokenizer.ggml.pre", Meta::Str("mystery".into())), "pre-tokenizer mystery");
     refused(|file| file.set("tokenizer.ggml.model", Meta::Str("bert".into())), "tokenizer model bert");
     refused(|file| file.set("tokenizer.ggml.eos_token_id", Meta::U32(9999)), "eos_token_id is 9999");
@@ -156,6 +156,140 @@ fn wrong_files_are_refused_with_the_reason() {
         |file| file.tensors.retain(|tensor| tensor.name != "output_norm.weight"),
         "has no tensor model.norm.weight",
     );
+}
+
+#[test]
+fn what_a_file_asks_for_and_is_not_implemented_is_refused() {
+    let set =
+        |key: &'static str, value: Meta| move |file: &mut GgufFile| file.set(&format!("llama.{key}"), value);
+    refused(set("attention.scale", Meta::F32(0.1)), "attention.scale is");
+    refused(set("attention.causal", Meta::Bool(false)), "attention.causal is false");
+    refused(set("logit_scale", Meta::F32(2.0)), "logit_scale");
+    refused(set("residual_scale", Meta::F32(0.5)), "residual_scale");
+    refused(set("embedding_scale", Meta::F32(12.0)), "embedding_scale");
+    refused(set("use_parallel_residual", Meta::Bool(true)), "use_parallel_residual");
+    refused(set("rope.scaling.attn_factor", Meta::F32(1.2)), "rope.scaling.attn_factor");
+    refused(set("attention.clamp_kqv", Meta::F32(8.0)), "attention.clamp_kqv");
+    refused(set("attention.key_length_mla", Meta::U32(8)), "attention.key_length_mla");
+    refused(|file| file.set("general.type", Meta::Str("adapter".into())), "general.type is \"adapter\"");
+    refused(|file| file.set("general.type", Meta::Str("mmproj".into())), "general.type");
+    let extra = |name: &'static str| {
+        move |file: &mut GgufFile| file.tensors.push(Stored::f32(name, &[tiny::HIDDEN], &[0.5; tiny::HIDDEN]))
+    };
+    for name in [
+        "blk.0.attn_k.bias",
+        "blk.0.attn_sub_norm.weight",
+        "blk.2.attn_norm.weight",
+        "rope_factors_long.weight",
+    ] {
+        refused(
+            extra(name),
+            &format!(
+                "has 1 tensors that nothing reads, so that the model may be another one than its configuration says: {name}"
+            ),
+        );
+    }
+    // What another architecture has, and llama.cpp does not apply here.
+    let mut file = tiny::gguf("llama");
+    file.set("llama.final_logit_softcapping", Meta::F32(5.0));
+    file.set("llama.attention.scale", Meta::F32(0.0));
+    file.set("llama.some.new.key", Meta::F32(5.0));
+    file.set("general.type", Meta::Str("model".into()));
+    assert_eq!(config(&file), config(&tiny::gguf("llama")));
+}
+
+/// A model in several files, as llama.cpp's gguf-split writes it.
+#[test]
+fn parts_of_a_split_model_are_read_together() {
+    let whole = tiny::gguf("qwen3");
+    let count = 3;
+    let total = whole.tensors.len();
+    let part = |number: usize| {
+        let mut file =
+            if number == 0 { GgufFile { tensors: Vec::new(), ..whole.clone() } } else { GgufFile::default() };
+        file.set("split.no", Meta::U32(number as u32));
+        file.set("split.count", Meta::U32(count as u32));
+        file.set("split.tensors.count", Meta::U32(total as u32));
+        file.tensors = whole.tensors.iter().skip(number).step_by(count).cloned().collect();
+        file
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let path = |number: usize| directory.path().join(format!("m-{:05}-of-{count:05}.gguf", number + 1));
+    let write = |number: usize, file: &GgufFile| std::fs::write(path(number), file.bytes()).unwrap();
+    (0..count).for_each(|number| write(number, &part(number)));
+    let (_whole_directory, expected) = saved(&whole);
+    let opened = Checkpoint::open(&path(0)).unwrap();
+    assert_eq!(opened.config, expected.config);
+    for (name, _) in expected.config.tensors() {
+        assert_eq!(values(&opened, &name), values(&expected, &name), "{name}");
+    }
+    let hash = opened.hash().unwrap();
+
+    let message = |at: usize| Checkpoint::open(&path(at)).unwrap_err().to_string();
+    assert!(message(1).contains("is part 2 of 3: give the first part"), "{}", message(1));
+    // A part that changed, one of another split, one with a tensor of another part, one that is not there.
+    let mut changed = part(2);
+    *changed.tensors[0].bytes.last_mut().unwrap() ^= 1;
+    write(2, &changed);
+    assert_ne!(Checkpoint::open(&path(0)).unwrap().hash().unwrap(), hash);
+    write(2, &part(1));
+    assert!(message(0).contains("should be part 3 of 3"), "{}", message(0));
+    let mut twice = part(2);
+    twice.tensors[0] = part(1).tensors[0].clone();
+    write(2, &twice);
+    assert!(message(0).contains("is in another part as well"), "{}", message(0));
+    let mut fewer = part(2);
+    fewer.tensors.pop();
+    write(2, &fewer);
+    assert!(message(0).contains(&format!("have {total} tensors together")), "{}", message(0));
+    std::fs::remove_file(path(2)).unwrap();
+    assert!(message(0).contains("m-00003-of-00003.gguf is not beside it"), "{}", message(0));
+    let renamed = directory.path().join("model.gguf");
+    std::fs::rename(path(0), &renamed).unwrap();
+    assert!(Checkpoint::open(&renamed).unwrap_err().to_string().contains("must keep their names"));
+}
+
+#[test]
+fn numbers_must_be_finite() {
+    let name = "model.layers.1.mlp.up_proj.weight";
+    let mut file = tiny::gguf("qwen2");
+    let at = (7 * tiny::HIDDEN + 2) * 4;
+    file.tensor("blk.1.ffn_up.weight").bytes[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    let (_directory, checkpoint) = saved(&file);
+    let message = checkpoint.tensor(name).unwrap_err().to_string();
+    assert!(message.contains(&format!("tensor {name} holds NaN at [7, 2]")), "{message}");
+
+    // Blocks with a scale that is none: by type, bytes of a block of 32 or 256 and where its scales are.
+    for (kind, block, size, scales) in [
+        (2, 32, 18, &[0][..]),
+        (3, 32, 20, &[0, 2]),
+        (6, 32, 22, &[0]),
+        (7, 32, 24, &[0, 2]),
+        (8, 32, 34, &[0]),
+        (10, 256, 84, &[80, 82]),
+        (11, 256, 110, &[108]),
+        (12, 256, 144, &[0, 2]),
+        (13, 256, 176, &[0, 2]),
+        (14, 256, 210, &[208]),
+    ] {
+        for &scale in scales {
+            let mut file = tiny::gguf("qwen2");
+            let tensor = file.tensor("blk.1.ffn_down.weight"); // rows of 256
+            let blocks = tiny::HIDDEN * tiny::WIDTH / block;
+            tensor.kind = kind;
+            tensor.bytes = vec![0; blocks * size];
+            let name = "model.layers.1.mlp.down_proj.weight";
+            let (_directory, fine) = saved(&file);
+            assert!(fine.tensor(name).is_ok() && fine.quantized(name).is_ok(), "type {kind}");
+            let bad = 2 * tiny::WIDTH / block; // the third row's first block
+            let at = bad * size + scale;
+            file.tensor("blk.1.ffn_down.weight").bytes[at..at + 2].copy_from_slice(&0x7c00u16.to_le_bytes());
+            let (_directory, checkpoint) = saved(&file);
+            let message = checkpoint.quantized(name).unwrap_err().to_string();
+            assert!(message.contains("whose scale is not finite, at [2, 0]"), "type {kind}: {message}");
+            assert!(checkpoint.tensor(name).unwrap_err().to_string().contains("at [2, "), "type {kind}");
+        }
+    }
 }
 
 #[test]

@@ -12,6 +12,9 @@ use serde::{Deserialize, Serialize};
 use super::{Factors, Method, concatenate, merge_delta, merge_factors, truncate};
 use crate::error::{Error, Result};
 
+/// The smallest weight of an expert but 0; its inverse is the largest.
+const MIN_WEIGHT: f64 = 1e-12;
+
 /// What the merged adapter looks like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
@@ -47,8 +50,12 @@ pub fn faults(experts: usize, weights: &[f64], method: Method, form: Form) -> Ve
     if weights.len() != experts {
         faults.push(format!("{} weights for {experts} experts: give one an expert", weights.len()));
     }
-    if let Some(weight) = weights.iter().find(|w| !w.is_finite()) {
-        faults.push(format!("the weight {weight} is not a number to multiply with"));
+    // Beyond these a factor would become infinite or lose its digits, and nobody means such a weight.
+    let usable = |w: f64| w == 0.0 || (MIN_WEIGHT..=1.0 / MIN_WEIGHT).contains(&w.abs());
+    if let Some(weight) = weights.iter().find(|w| !usable(**w)) {
+        faults.push(format!(
+            "the weight {weight} is not a number to multiply with (0, or of a size from 1e-12 to 1e12)"
+        ));
     }
     if let Err(e) = method.validate() {
         faults.push(e.to_string());
@@ -103,6 +110,12 @@ pub fn merge_experts(
     }
     let expert = assemble(name, blocks);
     let relative_error = (form != Form::PerFactor).then(|| lost.relative());
+    if relative_error.is_some_and(|error| !error.is_finite()) {
+        return Err(super::mismatch(
+            "all modules",
+            "what is lost cannot be computed: the weights are too large".into(),
+        ));
+    }
     Ok(MergedExpert { expert, relative_error })
 }
 
@@ -205,7 +218,7 @@ fn merge_module(
         Form::Truncated { rank } => {
             let delta = merge_delta(path, factors, weights, method)?;
             let truncated = truncate(path, &delta, rank)?;
-            let all = f64::from(delta.sqr()?.sum_all()?.to_scalar::<f32>()?);
+            let all: f64 = super::values(&delta)?.iter().map(|&v| f64::from(v) * f64::from(v)).sum();
             lost.all += all;
             lost.lost += truncated.relative_error.powi(2) * all;
             Ok(truncated.factors)

@@ -33,7 +33,7 @@ impl Factors {
     /// multiplied by `scaling`.
     ///
     /// # Errors
-    /// The shapes do not fit together or the scaling is not finite.
+    /// The shapes do not fit together; the scaling or a value is not finite.
     pub fn new(module: &str, a: &Tensor, b: &Tensor, scaling: f64) -> Result<Self> {
         let fits = a.rank() == 2 && b.rank() == 2 && a.dims()[0] == b.dims()[1] && a.dims()[0] > 0;
         if !fits {
@@ -43,7 +43,15 @@ impl Factors {
             return Err(mismatch(module, format!("the scaling is {scaling}")));
         }
         let plain = |t: &Tensor| t.detach().to_device(&Device::Cpu)?.to_dtype(DType::F32)?.contiguous();
-        Ok(Self { a: plain(a)?, b: plain(b)?, scaling })
+        let (a, b) = (plain(a)?, plain(b)?);
+        check_finite(module, "A", &a)?;
+        check_finite(module, "B", &b)?;
+        let largest = largest(&a)? * largest(&b)? * a.dims()[0] as f64 * scaling.abs();
+        if largest > f64::from(f32::MAX) {
+            let what = "the product of A and B leaves the range of 32-bit numbers: the experts or their weights are too large";
+            return Err(mismatch(module, what.into()));
+        }
+        Ok(Self { a, b, scaling })
     }
 
     /// `[rank, in]`.
@@ -166,7 +174,9 @@ pub fn merge_delta(module: &str, experts: &[Factors], weights: &[f64], method: M
     let (out, input) = checked(module, experts, weights, method)?.shape();
     let deltas = experts.iter().map(|e| values(&e.delta()?)).collect::<Result<Vec<_>>>()?;
     let merged = combine(method, deltas, weights, Source { module, part: "delta" });
-    Ok(Tensor::from_vec(merged, (out, input), &Device::Cpu)?)
+    let merged = Tensor::from_vec(merged, (out, input), &Device::Cpu)?;
+    check_finite(module, "the merged matrix", &merged)?;
+    Ok(merged)
 }
 
 /// PEFT's variant: the method applied to the A and to the B apart, each weighted by `sqrt(|w · s|)`, the sign on A.
@@ -188,6 +198,25 @@ pub fn merge_factors(module: &str, experts: &[Factors], weights: &[f64], method:
         Ok(Tensor::from_vec(merged, pick(first).dims(), &Device::Cpu)?)
     };
     Factors::new(module, &part(Factors::a, &for_a, "a")?, &part(Factors::b, &for_b, "b")?, 1.0)
+}
+
+/// Refuses a matrix that holds something else than numbers; `what` names it.
+fn check_finite(module: &str, what: &str, matrix: &Tensor) -> Result<()> {
+    let columns = matrix.dims().last().copied().unwrap_or(1).max(1);
+    match mixse_model::finite::first_fault(&values(matrix)?) {
+        None => Ok(()),
+        Some((at, value)) => {
+            let place = [at / columns, at % columns];
+            let what =
+                format!("{what} holds {value} at {place:?}: the experts or their weights are too large");
+            Err(mismatch(module, what))
+        }
+    }
+}
+
+/// The largest magnitude in a matrix.
+fn largest(matrix: &Tensor) -> Result<f64> {
+    Ok(values(matrix)?.iter().fold(0f64, |most, &v| most.max(f64::from(v).abs())))
 }
 
 fn values(tensor: &Tensor) -> Result<Vec<f32>> {

@@ -324,3 +324,36 @@ fn merged_weights_are_the_changes_that_the_exact_adapter_stands_for() {
     let message = merged_weights(&experts[..1], &model, &[1.0, 1.0], Method::Linear).unwrap_err().to_string();
     assert!(message.contains("at least two") && message.contains("2 weights"), "{message}");
 }
+
+/// Weights that no 32-bit number can carry, and results that overflow all the same.
+#[test]
+fn a_merge_that_is_not_finite_is_refused() {
+    let (model, experts) = model_and_experts();
+    // Of one rank, which merging factor by factor needs.
+    let experts = [experts[0].clone(), experts[0].clone()];
+    for form in [Form::Exact, Form::PerFactor, Form::Truncated { rank: 2 }] {
+        let merge = |experts: &[Expert], weight: f64| {
+            merge_experts("m", experts, &model, &[1.0, weight], Method::Linear, form)
+                .map_err(|e| e.to_string())
+        };
+        for weight in [1e40, -1e40, 1e13, 1e-13, 1e-40, f64::MAX, f64::MIN_POSITIVE] {
+            let message = merge(&experts, weight).unwrap_err();
+            assert!(message.contains("is not a number to multiply with"), "{form:?} {weight}: {message}");
+        }
+        assert!(merge(&experts, 0.0).is_ok() && merge(&experts, -1e12).is_ok(), "{form:?}");
+        let with = |a: f32, b: f32| {
+            let mut experts = experts.clone();
+            let f = experts[1].blocks[0].iter_mut().flatten().next().unwrap();
+            f.a.iter_mut().for_each(|v| *v = a);
+            f.b.iter_mut().for_each(|v| *v = b);
+            merge(&experts, 1e12)
+        };
+        let message = with(1e30, 1e30).unwrap_err();
+        assert!(message.contains("the product of A and B leaves the range"), "{form:?}: {message}");
+        let message = with(f32::NAN, 1.0).unwrap_err();
+        assert!(message.contains("A holds NaN at [0, 0]"), "{form:?}: {message}");
+        // The product is fine, but the weight goes into A here.
+        assert_eq!(with(1e30, 1e-30).is_err(), form == Form::Exact, "{form:?}");
+    }
+    assert!(merged_weights(&experts, &model, &[1.0, 1e40], Method::Linear).is_err());
+}

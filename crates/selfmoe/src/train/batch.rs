@@ -40,18 +40,29 @@ impl TrainRow {
     }
 }
 
-/// Reads rows of `{"prompt_ids": [..], "target_ids": [..]}`, one a line.
+/// Reads rows of `{"prompt_ids": [..], "target_ids": [..]}`, one a line, for a model with so many tokens.
 ///
 /// # Errors
 /// Names the file and the line.
-pub fn read_rows(path: &Path) -> Result<Vec<TrainRow>> {
+pub fn read_rows(path: &Path, vocabulary: usize) -> Result<Vec<TrainRow>> {
     let fault = |what: String| TrainError::Rows(format!("{}: {what}", path.display()));
     let file = std::fs::File::open(path).map_err(|e| fault(e.to_string()))?;
     let mut rows = Vec::new();
     for (number, line) in std::io::BufReader::new(file).lines().enumerate() {
         let line = line.map_err(|e| fault(format!("line {}: {e}", number + 1)))?;
         if !line.trim().is_empty() {
-            rows.push(serde_json::from_str(&line).map_err(|e| fault(format!("line {}: {e}", number + 1)))?);
+            let row: TrainRow =
+                serde_json::from_str(&line).map_err(|e| fault(format!("line {}: {e}", number + 1)))?;
+            for (key, ids) in [("prompt_ids", &row.prompt_ids), ("target_ids", &row.target_ids)] {
+                if let Some(at) = ids.iter().position(|&id| id as usize >= vocabulary) {
+                    return Err(fault(format!(
+                        "line {}: {key}[{at}] is {}, outside the model's vocabulary of {vocabulary} tokens",
+                        number + 1,
+                        ids[at]
+                    )));
+                }
+            }
+            rows.push(row);
         }
     }
     if rows.is_empty() {

@@ -290,7 +290,7 @@ pub(super) fn base_faults(cells: &[Cell], cache: &Cache) -> Vec<String> {
     for Cell { config, .. } in cells {
         let base = opened.entry(&config.base).or_insert_with(|| {
             resolve_base(&config.base, cache)
-                .and_then(|path| Ok(Checkpoint::open(&path)?))
+                .and_then(|path| Ok(Checkpoint::open_with(&path, config.unused())?))
                 .map_err(|e| faults.push(format!("bases: {}: {e:#}", config.base)))
                 .ok()
         });

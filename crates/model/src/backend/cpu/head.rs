@@ -9,7 +9,11 @@ use mixse_kernels::{
 };
 
 use super::buffer::Buffer;
-use crate::backend::{Choice, Draw, Target, TokenScore, spec::Ends};
+use crate::{
+    Error, Result,
+    backend::{Choice, Draw, Target, TokenScore, spec::Ends},
+    finite,
+};
 
 /// Rows whose logits are held at a time. The output projection is unpacked once for each chunk, so few rows are slow;
 /// 128 x 49,152 f32 values are 25 MB.
@@ -48,28 +52,40 @@ pub(crate) fn logits(
     }
 }
 
+/// Refuses logits of a row of the pass that are not all finite: nothing can be chosen or scored by them.
+pub(crate) fn check(logits: &[f32], row: usize) -> Result<()> {
+    match finite::first_fault(logits) {
+        None => Ok(()),
+        Some((at, value)) => Err(Error::NotFinite { value, token: at as u32, row }),
+    }
+}
+
 /// Calls `read` with each of `items` and the logits of its row, side by side on the pool's threads.
-fn by_logits<I: Sync, T: Default + Clone + Send>(
+///
+/// # Errors
+/// A logit that is not finite.
+fn by_logits<I: Sync, T: Send>(
     ends: &Ends<Packed>,
     x: &[f32],
     items: &[I],
-    row: impl Fn(&I) -> usize,
+    row: impl Fn(&I) -> usize + Sync,
     read: impl Fn(&I, &[f32]) -> T + Sync,
-) -> Vec<T> {
+) -> Result<Vec<T>> {
     let vocabulary = ends.head.n();
-    let mut results = vec![T::default(); items.len()];
+    let mut results: Vec<Option<Result<T>>> = items.iter().map(|_| None).collect();
     for (items, results) in items.chunks(CHUNK).zip(results.chunks_mut(CHUNK)) {
         let mut values = Buffer::new(items.len() * vocabulary);
         logits(ends, x, items.iter().map(&row), &mut values);
         pool::for_each_chunk(results, 1, |i, result| {
-            result[0] = read(&items[i], &values[i * vocabulary..(i + 1) * vocabulary]);
+            let logits = &values[i * vocabulary..(i + 1) * vocabulary];
+            result[0] = Some(check(logits, row(&items[i])).map(|()| read(&items[i], logits)));
         });
     }
-    results
+    results.into_iter().flatten().collect()
 }
 
 /// The next token of each of these rows.
-pub(crate) fn choose(ends: &Ends<Packed>, x: &[f32], choices: &[Choice]) -> Vec<u32> {
+pub(crate) fn choose(ends: &Ends<Packed>, x: &[f32], choices: &[Choice]) -> Result<Vec<u32>> {
     by_logits(
         ends,
         x,
@@ -85,20 +101,17 @@ pub(crate) fn choose(ends: &Ends<Packed>, x: &[f32], choices: &[Choice]) -> Vec<
 }
 
 /// How likely each target is.
-pub(crate) fn score(ends: &Ends<Packed>, x: &[f32], targets: &[Target]) -> Vec<TokenScore> {
-    let found = by_logits(
+pub(crate) fn score(ends: &Ends<Packed>, x: &[f32], targets: &[Target]) -> Result<Vec<TokenScore>> {
+    by_logits(
         ends,
         x,
         targets,
         |target| target.row,
-        |target, logits| {
-            Some(TokenScore {
-                log_prob: log_softmax_at(logits, target.token, None),
-                greedy: argmax(logits) == target.token,
-            })
+        |target, logits| TokenScore {
+            log_prob: log_softmax_at(logits, target.token, None),
+            greedy: argmax(logits) == target.token,
         },
-    );
-    found.into_iter().flatten().collect()
+    )
 }
 
 /// `scale · Σ −log softmax(logits)[token]` over the targets, from the last block's output `x [rows, d]`; adds its gradient to `dx`.

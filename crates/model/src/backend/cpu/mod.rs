@@ -425,16 +425,19 @@ impl Backend for Cpu {
     }
 
     fn choose(&self, ends: &Ends<Packed>, x: &Array, choices: &[Choice]) -> Result<Vec<u32>> {
-        Ok(head::choose(ends, x, choices))
+        head::choose(ends, x, choices)
     }
 
     fn score(&self, ends: &Ends<Packed>, x: &Array, targets: &[Target]) -> Result<Vec<TokenScore>> {
-        Ok(head::score(ends, x, targets))
+        head::score(ends, x, targets)
     }
 
     fn logits(&self, ends: &Ends<Packed>, x: &Array, rows: &[usize]) -> Result<Vec<f32>> {
         let mut logits = vec![0f32; rows.len() * ends.head.n()];
         head::logits(ends, x, rows.iter().copied(), &mut logits);
+        for (&row, logits) in rows.iter().zip(logits.chunks_exact(ends.head.n())) {
+            head::check(logits, row)?;
+        }
         Ok(logits)
     }
 
