@@ -177,7 +177,8 @@ impl Router {
         }
         let choices = config.choices(experts.len());
         let maps = if config.shared { 1 } else { model.blocks.len() };
-        let weights = vec![Arc::new(vec![0.0; choices * model.hidden_size]); maps];
+        let zeros = Arc::new(vec![0.0; choices * model.hidden_size]);
+        let weights = vec![zeros; maps];
         let bias = match config.input {
             RouterInput::BaseLast => Some(Arc::new(vec![0.0; choices])),
             RouterInput::Block | RouterInput::Embedding => None,
