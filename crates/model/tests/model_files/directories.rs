@@ -4,7 +4,7 @@ use std::{collections::HashMap, path::Path, sync::Arc};
 
 use mixse_model::{
     config::{ModelConfig, Rope, RopeScaling},
-    decoder::{Decoder, LoadOptions, Precision},
+    engine::{Engine, LoadOptions, Precision},
     generate::Runner,
     language::{LanguageModel, Request, Sampling, ScoreRequest},
     tokenizer::{Bos, Message},
@@ -455,7 +455,7 @@ fn weights_that_are_no_numbers_are_refused_with_their_place() {
             let message = checkpoint.tensor(name).unwrap_err().to_string();
             assert!(message.contains(&format!("tensor {name} holds {shown} at [3, 5]")), "{message}");
             assert!(checkpoint.tensor("model.norm.weight").is_ok());
-            let loaded = Decoder::load(&checkpoint, &LoadOptions::default()).err().map(|e| e.to_string());
+            let loaded = Engine::load(&checkpoint, &LoadOptions::default()).err().map(|e| e.to_string());
             assert!(loaded.is_some_and(|message| message.contains("at [3, 5]")));
         }
     }
@@ -481,27 +481,25 @@ fn logits_that_are_no_numbers_are_no_answer() {
         norm.iter_mut().for_each(|v| *v = 3e38);
     };
     let (_directory, checkpoint) = opened("llama", json!({}), huge, Unused::Refuse).unwrap();
-    for portable in [false, true] {
-        let options = LoadOptions { precision: Precision::F32, portable, ..LoadOptions::default() };
-        let decoder = Decoder::load(&checkpoint, &options).unwrap();
-        let tokens: Arc<[u32]> = Arc::from([]);
-        let request = |sampling| Request {
-            prefix: tokens.clone(),
-            prompt: vec![1, 2, 3],
-            max_new_tokens: 4,
-            sampling,
-            stop: Vec::new(),
-        };
-        let runner = Runner::new(&decoder, &checkpoint.tokenizer, None);
-        for sampling in [Sampling::Greedy, Sampling::TopP { temperature: 1.0, top_p: 0.9, stream: 1 }] {
-            let done = &mut |_, _| panic!("an answer was given");
-            let message = runner.generate(&[request(sampling)], done).unwrap_err().to_string();
-            assert!(message.contains("the logit of token") && message.contains("row 2"), "{message}");
-        }
-        let score = ScoreRequest { prefix: tokens.clone(), context: vec![1], continuation: vec![2] };
-        let done = &mut |_, _| panic!("a score was given");
-        assert!(runner.score(&[score], done).unwrap_err().to_string().contains("the logit of token"));
+    let options = LoadOptions { precision: Precision::F32, ..LoadOptions::default() };
+    let engine = Engine::load(&checkpoint, &options).unwrap();
+    let tokens: Arc<[u32]> = Arc::from([]);
+    let request = |sampling| Request {
+        prefix: tokens.clone(),
+        prompt: vec![1, 2, 3],
+        max_new_tokens: 4,
+        sampling,
+        stop: Vec::new(),
+    };
+    let runner = Runner::new(&engine, &checkpoint.tokenizer, None);
+    for sampling in [Sampling::Greedy, Sampling::TopP { temperature: 1.0, top_p: 0.9, stream: 1 }] {
+        let done = &mut |_, _| panic!("an answer was given");
+        let message = runner.generate(&[request(sampling)], done).unwrap_err().to_string();
+        assert!(message.contains("the logit of token") && message.contains("row 2"), "{message}");
     }
+    let score = ScoreRequest { prefix: tokens.clone(), context: vec![1], continuation: vec![2] };
+    let done = &mut |_, _| panic!("a score was given");
+    assert!(runner.score(&[score], done).unwrap_err().to_string().contains("the logit of token"));
 }
 
 #[test]
