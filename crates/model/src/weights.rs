@@ -8,7 +8,6 @@ mod values;
 
 use std::{
     collections::HashMap,
-    fs::File,
     io::{Read, Seek, SeekFrom},
     path::{Path, PathBuf},
     sync::OnceLock,
@@ -185,7 +184,7 @@ impl Checkpoint {
 /// memory than the file takes on disk.
 fn read_range(path: &Path, start: u64, len: usize) -> Result<Vec<u8>> {
     let read = || {
-        let mut file = File::open(path)?;
+        let mut file = mixse_files::open(path)?;
         file.seek(SeekFrom::Start(start))?;
         let mut bytes = vec![0; len];
         file.read_exact(&mut bytes)?;
@@ -196,12 +195,5 @@ fn read_range(path: &Path, start: u64, len: usize) -> Result<Vec<u8>> {
 
 /// A text file of at most `cap` bytes.
 pub(crate) fn read_text(path: &Path, cap: u64) -> Result<String> {
-    let len = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
-    if len > cap {
-        return Err(Error::invalid(
-            path,
-            format!("is {len} bytes long, more than such a file can be ({cap})"),
-        ));
-    }
-    std::fs::read_to_string(path).map_err(|e| Error::io(path, e))
+    mixse_files::read_text(path, cap).map_err(|e| Error::io(path, e))
 }

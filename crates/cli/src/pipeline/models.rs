@@ -16,6 +16,7 @@ use mixse_selfmoe::merge::Deltas;
 use crate::{
     config::Config,
     device::load_options,
+    identity::text_hash,
     pull::{Cache, resolve_base},
 };
 
@@ -41,6 +42,7 @@ struct Opened {
     path: PathBuf,
     checkpoint: Checkpoint,
     hash: String,
+    text_hash: String,
     options: LoadOptions,
     decoder: OnceCell<Decoder>,
 }
@@ -59,8 +61,9 @@ impl Models {
         // A model without a tokenizer can be inspected, but no run can be made with it.
         checkpoint.tokenizer.encode("", Bos::Never).with_context(|| format!("{}", path.display()))?;
         let hash = checkpoint.hash()?;
+        let text_hash = text_hash(&checkpoint)?;
         mixse_kernels::pool::set_threads(config.threads.count());
-        let opened = Opened { path, checkpoint, hash, options, decoder: OnceCell::new() };
+        let opened = Opened { path, checkpoint, hash, text_hash, options, decoder: OnceCell::new() };
         Ok(Self { opened: Some(opened), ..Self::named(config) })
     }
 
@@ -74,6 +77,11 @@ impl Models {
 
     pub(super) fn hash(&self) -> anyhow::Result<&str> {
         Ok(&self.opened()?.hash)
+    }
+
+    /// Of what turns text into tokens, where [`Models::hash`] does not cover it.
+    pub(super) fn text_hash(&self) -> anyhow::Result<&str> {
+        Ok(&self.opened()?.text_hash)
     }
 
     pub(super) fn checkpoint(&self) -> anyhow::Result<&Checkpoint> {

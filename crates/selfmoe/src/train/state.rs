@@ -1,13 +1,14 @@
 //! Parameters, moments and losses of a training, in memory and on disk.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use candle_core::Var;
 use mixse_kernels::adamw::{AdamW, adamw};
 use mixse_model::files::{self, NamedTensor};
+use sha2::{Digest, Sha256};
 
 use super::{
-    Job, Result, TrainError,
+    Job, Result,
     validation::{self, Validated},
 };
 
@@ -17,8 +18,10 @@ const BETA2: f32 = 0.999;
 const EPSILON: f32 = 1e-8;
 
 const TENSORS: &str = "state.safetensors";
+const CHECKSUM: &str = "checksum";
 
 /// Everything that the next step depends on.
+#[derive(Clone)]
 pub(super) struct State {
     pub(super) values: Vec<Vec<f32>>,
     first_moments: Vec<Vec<f32>>,
@@ -46,8 +49,12 @@ impl State {
             best: Vec::new(),
         };
         match job.state {
-            Some(dir) if dir.join(TENSORS).exists() => start.load(&dir.join(TENSORS)),
-            _ => Ok(start),
+            Some(dir) => match read(&dir.join(TENSORS))? {
+                // What is damaged is as good as not there: the training starts again.
+                Checkpoint::Missing | Checkpoint::Damaged(_) => Ok(start),
+                Checkpoint::Whole(tensors) => Ok(start.clone().with(tensors).unwrap_or(start)),
+            },
+            None => Ok(start),
         }
     }
 
@@ -105,6 +112,8 @@ impl State {
                 values,
             }));
         }
+        let sum = checksum(tensors.iter().map(|t| (t.name.as_str(), t.values)));
+        tensors.push(NamedTensor { name: CHECKSUM.into(), shape: vec![sum.len()], values: &sum });
         Ok(files::write_tensors(&dir.join(TENSORS), &tensors)?)
     }
 
@@ -117,20 +126,11 @@ impl State {
         ]
     }
 
-    /// Takes every tensor from the file; `self` gives the expected sizes.
-    fn load(mut self, path: &Path) -> Result<Self> {
-        let fault = |what: String| {
-            TrainError::Model(mixse_model::Error::invalid(
-                path,
-                format!("{what}: remove the file to start this training again"),
-            ))
-        };
-        let mut tensors: std::collections::HashMap<String, Vec<f32>> =
-            files::read_tensors(path)?.into_iter().map(|t| (t.name, t.values)).collect();
-        let mut take =
-            |name: String| tensors.remove(&name).ok_or_else(|| fault(format!("has no tensor `{name}`")));
-        self.losses = take("losses".into())?;
-        self.looks = take("looks".into())?
+    /// The state with the values of a checkpoint; `self` gives the expected sizes. `None` if it is one of another training.
+    fn with(mut self, mut tensors: BTreeMap<String, Vec<f32>>) -> Option<Self> {
+        self.losses = tensors.remove("losses")?;
+        self.looks = tensors
+            .remove("looks")?
             .chunks_exact(2)
             .map(|look| Validated { step: look[0] as usize, loss: look[1] })
             .collect();
@@ -144,17 +144,72 @@ impl State {
             ("best", &mut self.best),
         ] {
             for (index, place) in group.iter_mut().enumerate() {
-                let values = take(format!("{kind}.{index}"))?;
+                let values = tensors.remove(&format!("{kind}.{index}"))?;
                 if values.len() != place.len() {
-                    return Err(fault(format!(
-                        "`{kind}.{index}` has {} values instead of {}",
-                        values.len(),
-                        place.len()
-                    )));
+                    return None;
                 }
                 *place = values;
             }
         }
-        Ok(self)
+        Some(self)
+    }
+}
+
+/// A checkpoint's file.
+enum Checkpoint {
+    Missing,
+    /// Cut off, changed, or written without a checksum; why.
+    Damaged(String),
+    Whole(BTreeMap<String, Vec<f32>>),
+}
+
+/// Reads a checkpoint and compares its checksum.
+fn read(path: &Path) -> Result<Checkpoint> {
+    if !path.exists() {
+        return Ok(Checkpoint::Missing);
+    }
+    let mut tensors: BTreeMap<String, Vec<f32>> = match files::read_tensors(path) {
+        Ok(tensors) => tensors.into_iter().map(|t| (t.name, t.values)).collect(),
+        Err(mixse_model::Error::Invalid { what, .. }) => return Ok(Checkpoint::Damaged(what)),
+        Err(other) => return Err(other.into()),
+    };
+    let Some(recorded) = tensors.remove(CHECKSUM) else {
+        return Ok(Checkpoint::Damaged("it has no checksum".into()));
+    };
+    let found = checksum(tensors.iter().map(|(name, values)| (name.as_str(), values.as_slice())));
+    Ok(if recorded == found {
+        Checkpoint::Whole(tensors)
+    } else {
+        Checkpoint::Damaged("its checksum is not that of its content".into())
+    })
+}
+
+/// SHA-256 over names, lengths and values in the order of the names, a byte a number: so it fits into the file that it is about, and file and
+/// checksum appear together.
+fn checksum<'a>(tensors: impl Iterator<Item = (&'a str, &'a [f32])>) -> Vec<f32> {
+    let sorted: BTreeMap<&str, &[f32]> = tensors.collect();
+    let mut hash = Sha256::new();
+    for (name, values) in sorted {
+        hash.update(format!("{name}\0{}\n", values.len()));
+        for value in values {
+            hash.update(value.to_le_bytes());
+        }
+    }
+    hash.finalize().iter().map(|&byte| f32::from(byte)).collect()
+}
+
+/// Removes the checkpoint in the directory of a training's state if it is damaged, and says what was wrong with it: that training starts
+/// again. A training does not go on from a damaged one in any case; this is for who wants to tell.
+///
+/// # Errors
+/// It cannot be read or removed.
+pub fn discard_damaged(directory: &Path) -> Result<Option<String>> {
+    let path = directory.join(TENSORS);
+    match read(&path)? {
+        Checkpoint::Missing | Checkpoint::Whole(_) => Ok(None),
+        Checkpoint::Damaged(what) => {
+            std::fs::remove_file(&path).map_err(|e| mixse_model::Error::io(&path, e))?;
+            Ok(Some(format!("{}: {what}", path.display())))
+        }
     }
 }
