@@ -58,6 +58,14 @@ impl JsonFlag {
     }
 }
 
+/// Whether an earlier result may be replaced.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct ForceFlag {
+    /// Replace what an earlier call has written to --out; other files there are never replaced.
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
 /// Where models are kept.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct CacheFlag {

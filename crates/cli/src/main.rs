@@ -6,11 +6,14 @@ mod args;
 mod commands;
 mod config;
 mod device;
+mod identity;
 mod machine;
 mod output;
+mod output_directory;
 mod pipeline;
 mod progress;
 mod pull;
+mod terminal;
 
 use std::process::ExitCode;
 

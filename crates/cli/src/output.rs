@@ -3,12 +3,14 @@
 use std::{
     collections::HashSet,
     fmt,
-    io::{self, Write},
+    io::{self, IsTerminal, Write},
     process::ExitCode,
     sync::{LazyLock, Mutex},
 };
 
 use serde::Serialize;
+
+use crate::terminal::printable;
 
 /// Marks an error as the caller's: bad arguments or a bad configuration (exit code 2).
 #[derive(Debug, thiserror::Error)]
@@ -27,7 +29,7 @@ pub(crate) fn exit_code(result: anyhow::Result<()>) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     // Nothing is left to tell if standard error is closed too.
-    let _ = writeln!(io::stderr().lock(), "mixse: {}", Chain(&error));
+    let _ = writeln!(io::stderr().lock(), "mixse: {}", printable(&Chain(&error).to_string()));
     if error.chain().any(|cause| cause.is::<UsageError>()) { ExitCode::from(2) } else { ExitCode::FAILURE }
 }
 
@@ -84,7 +86,12 @@ pub(crate) fn print_json(value: &serde_json::Value) -> anyhow::Result<()> {
 
 fn write_stdout(text: &str) -> anyhow::Result<()> {
     let end = if text.ends_with('\n') { "" } else { "\n" };
-    write_piece(&format!("{text}{end}"))
+    write_foreign(&format!("{text}{end}"))
+}
+
+/// Writes text that may come from a model or a file: as it is into a file or pipe, without commands to a terminal.
+pub(crate) fn write_foreign(text: &str) -> anyhow::Result<()> {
+    if io::stdout().is_terminal() { write_piece(&printable(text)) } else { write_piece(text) }
 }
 
 /// Writes a part of a result that comes in pieces, as it is.
@@ -95,6 +102,12 @@ pub(crate) fn write_piece(text: &str) -> anyhow::Result<()> {
 
 /// Tells the user something that is not the command's result.
 pub(crate) fn note(message: impl fmt::Display) {
+    note_styled(printable(&message.to_string()));
+}
+
+/// As [`note`], for a message with commands to the terminal in it. What comes from elsewhere must be made
+/// [`printable`] before.
+pub(crate) fn note_styled(message: impl fmt::Display) {
     // A closed standard error must not stop the work.
     let _ = writeln!(io::stderr().lock(), "{message}");
 }

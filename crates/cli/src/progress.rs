@@ -7,7 +7,7 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::output::note;
+use crate::{output::note, terminal::printable};
 
 /// Between two plain lines of one piece of work.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -26,7 +26,7 @@ impl Spinner {
             note(format_args!("{message} …"));
             return Self(None);
         }
-        let bar = ProgressBar::new_spinner().with_message(message);
+        let bar = ProgressBar::new_spinner().with_message(printable(&message).into_owned());
         bar.enable_steady_tick(Duration::from_millis(120));
         Self(Some(bar))
     }
@@ -57,7 +57,7 @@ impl Progress {
                 format!("{{prefix:28}} {{bar:30}} {{pos}}/{{len}} {unit} {{msg}} {{elapsed}} < {{eta}}");
             let style =
                 ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
-            let bar = ProgressBar::new(total).with_style(style).with_prefix(label.to_owned());
+            let bar = ProgressBar::new(total).with_style(style).with_prefix(printable(label).into_owned());
             bar.enable_steady_tick(Duration::from_millis(500));
             bar
         });

@@ -129,6 +129,17 @@ impl CheckSet<'_> {
     }
 }
 
+/// The rows that an earlier call has left. A file that is damaged by more than a torn last line is removed: its items are asked again.
+fn kept(file: &Path) -> Result<Vec<Row>> {
+    match rows::read(file) {
+        Err(Error::Row { .. }) => {
+            std::fs::remove_file(file).map_err(|e| Error::io(file, e))?;
+            Ok(Vec::new())
+        }
+        other => other,
+    }
+}
+
 /// Asks the items of a shard that `file` has no row for yet, appending rows as they come, and leaves the file with
 /// the shard's rows in the order of the items. Returns them. `made` sees each new row and may stop the work.
 ///
@@ -143,8 +154,7 @@ pub fn run_shard(
     made: &mut dyn FnMut(&Row) -> ControlFlow<()>,
 ) -> Result<Vec<Row>> {
     let items = shard.of(set.items);
-    let mut done: HashMap<String, Row> =
-        rows::read(file)?.into_iter().map(|r: Row| (r.key.clone(), r)).collect();
+    let mut done: HashMap<String, Row> = kept(file)?.into_iter().map(|row| (row.key.clone(), row)).collect();
     let mut pending = Pending::default();
     let mut writer = rows::Appender::open(file)?;
     for item in items.iter().filter(|item| set.can_ask(item)) {

@@ -1,8 +1,7 @@
 //! Files of JSON lines that survive being killed at any moment.
 
 use std::{
-    fs::{File, OpenOptions},
-    io::{BufRead, BufReader, Read, Seek, SeekFrom, Write},
+    io,
     path::{Path, PathBuf},
 };
 
@@ -11,60 +10,56 @@ use sha2::{Digest, Sha256};
 
 use crate::{Error, Result};
 
+/// No file of rows is larger; a larger one is a mistake and would only fill the memory.
+const MAX_FILE_BYTES: u64 = 4 << 30;
+
 /// Reads a file of rows that a killed process may have left with an unfinished last line, which is ignored; none if there is no file.
 ///
 /// # Errors
 /// The file cannot be read, or another line is not a row.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
-    if !path.exists() {
-        return Ok(Vec::new());
-    }
-    let file = File::open(path).map_err(|e| Error::io(path, e))?;
-    let mut reader = BufReader::new(file);
-    let (mut rows, mut line) = (Vec::new(), String::new());
-    for number in 1.. {
-        line.clear();
-        reader.read_line(&mut line).map_err(|e| Error::io(path, e))?;
-        if !line.ends_with('\n') {
-            break;
-        }
-        rows.push(serde_json::from_str(&line).map_err(|e| bad_row(path, number, &e))?);
-    }
-    Ok(rows)
+    let text = match mixse_files::read_text(path, MAX_FILE_BYTES) {
+        Ok(text) => text,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(Error::io(path, e)),
+    };
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    Ok(parse(path, whole)?.into_iter().map(|(_, row)| row).collect())
 }
 
 /// Reads a complete data file; empty lines are ignored. Rows come with their line number, from 1.
 ///
 /// # Errors
-/// The file is missing or unreadable, or a line is not a row.
+/// The file is missing, no regular file or unreadable, or a line is not a row.
 pub fn read_data<T: DeserializeOwned>(path: &Path) -> Result<Vec<(usize, T)>> {
-    let file = File::open(path).map_err(|e| Error::io(path, e))?;
-    let mut rows = Vec::new();
-    for (i, line) in BufReader::new(file).lines().enumerate() {
-        let line = line.map_err(|e| Error::io(path, e))?;
-        if !line.trim().is_empty() {
-            let row = serde_json::from_str(&line).map_err(|e| bad_row(path, i + 1, &e))?;
-            rows.push((i + 1, row));
-        }
-    }
-    Ok(rows)
+    parse(path, &mixse_files::read_text(path, MAX_FILE_BYTES).map_err(|e| Error::io(path, e))?)
 }
 
-/// The parser counts lines within the row: only its column means something in the file.
-fn bad_row(path: &Path, line: usize, error: &serde_json::Error) -> Error {
-    Error::row(path, line, error.to_string().replace(" at line 1 column ", " at column "))
+fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<Vec<(usize, T)>> {
+    // Files that were put together from several keep the byte order mark of each.
+    let lines = text.lines().map(|line| line.trim_start_matches('\u{feff}'));
+    let lines = (1..).zip(lines).filter(|(_, line)| !line.trim().is_empty());
+    lines
+        .map(|(number, line)| {
+            let row = serde_json::from_str(line);
+            // The parser counts lines within the row: only its column means something in the file.
+            let told = |e: serde_json::Error| e.to_string().replace(" at line 1 column ", " at column ");
+            row.map(|row| (number, row)).map_err(|e| Error::row(path, number, told(e)))
+        })
+        .collect()
 }
 
-/// Writes rows to a temporary name in the same directory, syncs and renames.
+/// Replaces a file by rows, atomically.
 ///
 /// # Errors
 /// The directory cannot be written, or the disk is full; the old file is untouched then.
 pub fn write<T: Serialize>(path: &Path, rows: &[T]) -> Result<()> {
-    let mut text = Vec::new();
+    let mut text = String::new();
     for row in rows {
-        text.extend(line(path, row)?);
+        text.push_str(&line(path, row)?);
+        text.push('\n');
     }
-    write_bytes(path, &text)
+    write_bytes(path, text.as_bytes())
 }
 
 /// As [`write()`], for a file of any content.
@@ -72,27 +67,18 @@ pub fn write<T: Serialize>(path: &Path, rows: &[T]) -> Result<()> {
 /// # Errors
 /// As [`write()`].
 pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
-    let fail = |e| Error::io(path, e);
-    let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    std::fs::create_dir_all(directory).map_err(|e| Error::io(directory, e))?;
-    let mut file = tempfile::NamedTempFile::new_in(directory).map_err(fail)?;
-    file.write_all(bytes).map_err(fail)?;
-    file.as_file().sync_all().map_err(fail)?;
-    file.persist(path).map_err(|e| fail(e.error))?;
-    Ok(())
+    mixse_files::write_atomic(path, bytes).map_err(|e| Error::io(path, e))
 }
 
-fn line<T: Serialize>(path: &Path, row: &T) -> Result<Vec<u8>> {
-    let mut line = serde_json::to_vec(row).map_err(|e| Error::Invalid(format!("{}: {e}", path.display())))?;
-    line.push(b'\n');
-    Ok(line)
+fn line<T: Serialize>(path: &Path, row: &T) -> Result<String> {
+    serde_json::to_string(row).map_err(|e| Error::Invalid(format!("{}: {e}", path.display())))
 }
 
 /// Appends rows to a file, one line each, in one write.
 #[derive(Debug)]
 pub struct Appender {
     path: PathBuf,
-    file: File,
+    file: mixse_files::Appender,
 }
 
 impl Appender {
@@ -101,22 +87,7 @@ impl Appender {
     /// # Errors
     /// It cannot be opened or written.
     pub fn open(path: &Path) -> Result<Self> {
-        let fail = |e| Error::io(path, e);
-        if let Some(directory) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
-            std::fs::create_dir_all(directory).map_err(|e| Error::io(directory, e))?;
-        }
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .map_err(fail)?;
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).map_err(fail)?;
-        let whole = bytes.iter().rposition(|&b| b == b'\n').map_or(0, |i| i + 1) as u64;
-        file.set_len(whole).map_err(fail)?;
-        file.seek(SeekFrom::End(0)).map_err(fail)?;
+        let (file, _) = mixse_files::Appender::open(path, MAX_FILE_BYTES).map_err(|e| Error::io(path, e))?;
         Ok(Self { path: path.to_owned(), file })
     }
 
@@ -125,8 +96,7 @@ impl Appender {
     /// # Errors
     /// It cannot be written.
     pub fn append<T: Serialize>(&mut self, row: &T) -> Result<()> {
-        let line = line(&self.path, row)?;
-        self.file.write_all(&line).map_err(|e| Error::io(&self.path, e))
+        self.file.push(&line(&self.path, row)?).map_err(|e| Error::io(&self.path, e))
     }
 }
 
@@ -161,6 +131,23 @@ mod tests {
         assert_eq!(read::<u32>(&path).unwrap(), [1, 2, 4]);
         write(&path, &[5]).unwrap();
         assert_eq!(read::<u32>(&path).unwrap(), [5]);
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_a_row() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("rows.jsonl");
+        std::fs::write(&path, "\u{feff}1\n\n\u{feff}2\r\n").unwrap();
+        assert_eq!(read::<u32>(&path).unwrap(), [1, 2]);
+        assert_eq!(read_data::<u32>(&path).unwrap(), [(1, 1), (3, 2)]);
+    }
+
+    #[test]
+    fn devices_are_no_files_of_rows() {
+        if Path::new("/dev/zero").exists() {
+            let told = read_data::<u32>(Path::new("/dev/zero")).unwrap_err().to_string();
+            assert!(told.contains("/dev/zero: is a device"), "{told}");
+        }
     }
 
     #[test]

@@ -27,6 +27,9 @@ const COMPANIONS: [&str; 10] = [
     "LICENSE",
 ];
 
+/// Far above the size of any of them.
+const MAX_COMPANION: u64 = 1 << 28;
+
 /// How far [`write_merged`] is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
@@ -137,7 +140,7 @@ fn copy_companions(source: &Path, directory: &Path) -> Result<()> {
     for name in COMPANIONS {
         let path = source.join(name);
         if path.exists() {
-            let bytes = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
+            let bytes = mixse_files::read(&path, MAX_COMPANION).map_err(|e| Error::io(&path, e))?;
             files::write_atomically(&directory.join(name), &bytes)?;
         }
     }

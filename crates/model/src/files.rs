@@ -1,41 +1,34 @@
 //! Reading and writing small files so that nobody ever sees half of one.
 
 use std::{
-    fs,
-    io::{BufWriter, Write},
+    io::Write,
     path::{Path, PathBuf},
 };
 
 use candle_core::{DType, Device, Tensor};
+use mixse_files::AtomicFile;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::json;
 
 use crate::{Error, Result, finite};
 
-/// The largest JSON or tensor file that is read whole: adapters of very large bases stay below it.
-const MAX_BYTES: u64 = 16 << 30;
+/// The largest tensor file that is read whole: adapters of very large bases stay below it.
+const MAX_TENSORS: u64 = 16 << 30;
+/// The largest JSON file: the index of the shards of a very large model has a few megabytes.
+const MAX_JSON: u64 = 64 << 20;
 
 /// Writes `bytes` under a temporary name in the same directory, syncs and renames.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    write_parts(path, |file| file.write_all(bytes).map_err(|e| Error::io(path, e)))
+    mixse_files::write_atomic(path, bytes).map_err(|e| Error::io(path, e))
 }
 
 /// As [`write_atomically`], with a body that writes piece by piece.
-fn write_parts(path: &Path, body: impl FnOnce(&mut BufWriter<fs::File>) -> Result<()>) -> Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let temporary = path.with_file_name(name);
+fn write_parts(path: &Path, body: impl FnOnce(&mut AtomicFile) -> Result<()>) -> Result<()> {
     let fail = |e| Error::io(path, e);
-    let write = || {
-        let mut file = BufWriter::new(fs::File::create(&temporary).map_err(fail)?);
-        body(&mut file)?;
-        let file = file.into_inner().map_err(|e| fail(e.into_error()))?;
-        file.sync_all().map_err(fail)?;
-        fs::rename(&temporary, path).map_err(fail)
-    };
-    // The temporary file is of no use to anybody; failing to remove it changes nothing.
-    write().inspect_err(|_| drop(fs::remove_file(&temporary)))
+    let mut file = AtomicFile::create(path).map_err(fail)?;
+    body(&mut file)?;
+    file.commit().map_err(fail)
 }
 
 /// Writes a value as indented JSON with a final newline, atomically.
@@ -47,21 +40,13 @@ pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
 
 /// Reads a JSON file; a fault names line and column.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    serde_json::from_slice(&read(path)?).map_err(|e| Error::invalid(path, e.to_string()))
-}
-
-/// Reads a whole file of reasonable size.
-pub fn read(path: &Path) -> Result<Vec<u8>> {
-    let size = fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
-    if size > MAX_BYTES {
-        return Err(Error::invalid(path, format!("{size} bytes is more than this kind of file can have")));
-    }
-    fs::read(path).map_err(|e| Error::io(path, e))
+    let text = mixse_files::read_text(path, MAX_JSON).map_err(|e| Error::io(path, e))?;
+    serde_json::from_str(&text).map_err(|e| Error::invalid(path, e.to_string()))
 }
 
 /// Creates a directory and its parents.
 pub fn create_dir(path: &Path) -> Result<PathBuf> {
-    fs::create_dir_all(path).map_err(|e| Error::io(path, e))?;
+    mixse_files::create_directory(path).map_err(|e| Error::io(path, e))?;
     Ok(path.to_owned())
 }
 
@@ -198,7 +183,7 @@ pub fn write_model(
 /// # Errors
 /// A malformed file, another number format, or a value that is not finite.
 pub fn read_tensors(path: &Path) -> Result<Vec<StoredTensor>> {
-    let bytes = read(path)?;
+    let bytes = mixse_files::read(path, MAX_TENSORS).map_err(|e| Error::io(path, e))?;
     let file = SafeTensors::deserialize(&bytes)
         .map_err(|e| Error::invalid(path, format!("not a whole safetensors file: {e}")))?;
     file.iter()

@@ -163,18 +163,17 @@ pub fn experts(dir: &Path) -> Result<Vec<String>> {
 
 /// Writes a router to `dir`, which is created, as PEFT's `PeftModel.from_pretrained` reads an X-LoRA model. The experts are
 /// expected beside it, numbered as the router counts them: PEFT takes no other names. PEFT itself saves the configuration
-/// without the classifier's weights, but reads them under the names given here.
+/// without the classifier's weights, but reads them under the names given here. `place`: the absolute path under which the directory will be
+/// found, which PEFT takes as it is.
 ///
 /// # Errors
 /// The router is of a kind that X-LoRA does not have.
-pub fn write_peft_xlora(router: &Router, base: &str, dir: &Path) -> Result<()> {
+pub fn write_peft_xlora(router: &Router, base: &str, dir: &Path, place: &Path) -> Result<()> {
     if let Some(obstacle) = xlora_obstacle(&router.config) {
         return Err(Error::Unsupported(obstacle));
     }
     files::create_dir(dir)?;
     let classifier = Classifier::of(router)?;
-    // PEFT takes the paths as they are, from wherever it runs.
-    let place = std::fs::canonicalize(dir).map_err(|e| Error::io(dir, e))?;
     let number = |i: usize| (i.to_string(), place.join(i.to_string()).display().to_string().into());
     let mut config =
         XloraFile::new(router, classifier.hidden, (0..router.experts.len()).map(number).collect());

@@ -8,7 +8,6 @@ mod values;
 
 use std::{
     collections::{HashMap, HashSet},
-    fs::File,
     io::{Read, Seek, SeekFrom},
     path::{Path, PathBuf},
     sync::OnceLock,
@@ -328,7 +327,7 @@ fn settle_head(config: &mut ModelConfig, shards: &safetensors::Shards, path: &Pa
 /// memory than the file takes on disk.
 fn read_range(path: &Path, start: u64, len: usize) -> Result<Vec<u8>> {
     let read = || {
-        let mut file = File::open(path)?;
+        let mut file = mixse_files::open(path)?;
         file.seek(SeekFrom::Start(start))?;
         let mut bytes = vec![0; len];
         file.read_exact(&mut bytes)?;
@@ -349,12 +348,5 @@ fn listed(names: &[&str]) -> String {
 
 /// A text file of at most `cap` bytes.
 pub(crate) fn read_text(path: &Path, cap: u64) -> Result<String> {
-    let len = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
-    if len > cap {
-        return Err(Error::invalid(
-            path,
-            format!("is {len} bytes long, more than such a file can be ({cap})"),
-        ));
-    }
-    std::fs::read_to_string(path).map_err(|e| Error::io(path, e))
+    mixse_files::read_text(path, cap).map_err(|e| Error::io(path, e))
 }

@@ -217,8 +217,7 @@ fn x_lora_configurations_are_read_or_refused() {
             NamedTensor { name: "last.bias".into(), shape: vec![2], values: &bias },
         ];
         files::write_tensors(&directory.path().join("xlora_classifier.safetensors"), &tensors).unwrap();
-        let device = candle_core::Device::Cpu;
-        router_files::read(directory.path(), &names, &model, None, &device).map_err(|e| e.to_string())
+        router_files::read(directory.path(), &names, &model, None).map_err(|e| e.to_string())
     };
     assert_eq!(read(json!({})).unwrap().config.gate.top_k, 2);
     assert_eq!(read(json!({"top_k_lora": 1, "global_scaling_weight": null})).unwrap().config.gate.top_k, 1);

@@ -1,11 +1,11 @@
 //! Files of one JSON object a line: strict reading, appending that survives a kill, atomic replacement.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{Read, Seek, SeekFrom, Write},
-    path::Path,
+    io,
+    path::{Path, PathBuf},
 };
 
+use mixse_files::Refused;
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::error::{Error, Fault, Result};
@@ -27,6 +27,8 @@ pub fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<Vec<Line<T>
     let mut rows = Vec::new();
     let mut faults = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {
+        // Files that were put together from several keep the mark of each.
+        let line = line.trim_start_matches('\u{feff}');
         if line.trim().is_empty() {
             continue;
         }
@@ -48,26 +50,29 @@ pub fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<Vec<Line<T>
 /// # Errors
 /// The file cannot be read, is not UTF-8 or has lines that are not a `T`.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
-    let text = read_text(path, MAX_FILE_BYTES)?;
-    Ok(parse(path, &text)?.into_iter().map(|line| line.value).collect())
+    Ok(read_lines(path)?.into_iter().map(|line| line.value).collect())
 }
 
-/// Reads a UTF-8 file of at most `max_bytes`.
+/// [`read`], with the number of each row's line.
+pub fn read_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<Line<T>>> {
+    parse(path, &read_text(path, MAX_FILE_BYTES)?)
+}
+
+/// Reads a UTF-8 file of at most `max_bytes`; a byte order mark in front is left out.
 ///
 /// # Errors
-/// As stated, or the file cannot be read.
+/// As stated, or the file is no regular file or cannot be read.
 pub fn read_text(path: &Path, max_bytes: u64) -> Result<String> {
-    let io = |e| Error::io(path, e);
-    let mut bytes = Vec::new();
-    File::open(path).map_err(io)?.take(max_bytes + 1).read_to_end(&mut bytes).map_err(io)?;
-    if bytes.len() as u64 > max_bytes {
-        return Err(Error::invalid(path, format!("larger than {max_bytes} bytes, the most that is read")));
+    mixse_files::read_text(path, max_bytes).map_err(|e| unreadable(path, e))
+}
+
+/// A line that is not UTF-8 is a fault of that line.
+fn unreadable(path: &Path, error: io::Error) -> Error {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<Refused>()) {
+        Some(Refused::NotUtf8 { line }) => Error::at_line(path, *line, "not UTF-8"),
+        Some(refused) => Error::invalid(path, refused.to_string()),
+        None => Error::io(path, error),
     }
-    String::from_utf8(bytes).map_err(|e| {
-        let good = &e.as_bytes()[..e.utf8_error().valid_up_to()];
-        let line = 1 + good.iter().filter(|&&b| b == b'\n').count();
-        Error::at_line(path, line, "not UTF-8")
-    })
 }
 
 /// Replaces `path` by `rows` in one step: temporary file, sync, rename.
@@ -87,27 +92,24 @@ pub fn write_atomic<T: Serialize>(path: &Path, rows: impl IntoIterator<Item = T>
 /// # Errors
 /// The directory cannot be written.
 pub fn write_text_atomic(path: &Path, text: &str) -> Result<()> {
-    let io = |e| Error::io(path, e);
-    let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::create_dir_all(directory).map_err(io)?;
-    let mut file = tempfile::NamedTempFile::new_in(directory).map_err(io)?;
-    file.write_all(text.as_bytes()).map_err(io)?;
-    file.as_file().sync_all().map_err(io)?;
-    file.persist(path).map_err(|e| Error::io(path, e.error))?;
-    Ok(())
+    mixse_files::write_atomic(path, text.as_bytes()).map_err(|e| Error::io(path, e))
 }
 
 fn to_line<T: Serialize>(path: &Path, row: &T) -> Result<String> {
-    let mut line = serde_json::to_string(row).map_err(|e| Error::invalid(path, e.to_string()))?;
+    let mut line = to_json(path, row)?;
     line.push('\n');
     Ok(line)
 }
 
-/// An append-only file. A process that dies while writing leaves at most one torn last line, which the next one drops.
+fn to_json<T: Serialize>(path: &Path, row: &T) -> Result<String> {
+    serde_json::to_string(row).map_err(|e| Error::invalid(path, e.to_string()))
+}
+
+/// An append-only file of rows. A process that dies while writing leaves at most one torn last line, which the next one drops.
 #[derive(Debug)]
 pub struct Appender {
-    file: File,
-    path: std::path::PathBuf,
+    file: mixse_files::Appender,
+    path: PathBuf,
 }
 
 impl Appender {
@@ -116,19 +118,9 @@ impl Appender {
     /// # Errors
     /// The file cannot be written, or a line other than a torn last one is not a `T`.
     pub fn open<T: DeserializeOwned>(path: &Path) -> Result<(Self, Vec<T>)> {
-        let io = |e| Error::io(path, e);
-        if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory).map_err(io)?;
-        }
-        let mut file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(io)?;
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).map_err(io)?;
-        let whole = bytes.iter().rposition(|&b| b == b'\n').map_or(0, |last| last + 1);
-        file.set_len(whole as u64).map_err(io)?;
-        file.seek(SeekFrom::Start(whole as u64)).map_err(io)?;
-        let text = std::str::from_utf8(&bytes[..whole]).map_err(|_| Error::invalid(path, "not UTF-8"))?;
-        let rows = parse(path, text)?.into_iter().map(|line| line.value).collect();
+        let (file, text) =
+            mixse_files::Appender::open(path, MAX_FILE_BYTES).map_err(|e| unreadable(path, e))?;
+        let rows = parse(path, &text)?.into_iter().map(|line| line.value).collect();
         Ok((Self { file, path: path.into() }, rows))
     }
 
@@ -137,13 +129,14 @@ impl Appender {
     /// # Errors
     /// The disk is full or gone.
     pub fn push<T: Serialize>(&mut self, row: &T) -> Result<()> {
-        let line = to_line(&self.path, row)?;
-        self.file.write_all(line.as_bytes()).map_err(|e| Error::io(&self.path, e))
+        self.file.push(&to_json(&self.path, row)?).map_err(|e| Error::io(&self.path, e))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

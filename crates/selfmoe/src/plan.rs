@@ -16,9 +16,9 @@
 //!
 //! Runs that have much in common can share a [`Store`]: what one of them has made, the others take from there.
 
+mod change;
 mod claim;
 mod error;
-pub mod files;
 mod goal;
 mod state;
 mod store;
@@ -31,9 +31,11 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+pub use change::Change;
 use claim::{Attempt, Claim};
 pub use claim::{Holder, Timing};
 pub use error::{Error, Result};
+use mixse_files as files;
 pub use state::State;
 pub use store::Store;
 
@@ -54,6 +56,14 @@ pub enum Input {
         /// Its content.
         value: serde_json::Value,
     },
+    /// A value that has to be the same over a whole run, such as the instructions that its numbers were computed with: a task that was done with
+    /// another one is neither taken as done nor made again, but the run is refused ([`Error::Elsewhere`]).
+    Fixed {
+        /// Its name in the state file.
+        name: String,
+        /// Its content.
+        value: serde_json::Value,
+    },
     /// A value that is not known here, by its name: whoever only looks at a plan takes it to be what it was. No task
     /// that needs it can run.
     Unknown(String),
@@ -66,7 +76,25 @@ impl Input {
     pub fn value(name: impl Into<String>, value: serde_json::Value) -> Self {
         Self::Value { name: name.into(), value }
     }
+
+    /// An [`Input::Fixed`].
+    pub fn fixed(name: impl Into<String>, value: serde_json::Value) -> Self {
+        Self::Fixed { name: name.into(), value }
+    }
+
+    /// The name of a value, known or not.
+    fn value_name(&self) -> Option<&str> {
+        match self {
+            Self::Value { name, .. } | Self::Fixed { name, .. } | Self::Unknown(name) => Some(name),
+            Self::File(_) | Self::Task(_) => None,
+        }
+    }
 }
+
+/// The name of the input that [`Task::with_version`] adds.
+const VERSION: &str = "version";
+/// Values of at most so many bytes are kept in the state as they are, so that it can be said how they changed.
+const MAX_KEPT_VALUE: usize = 4096;
 
 /// A step of the pipeline.
 pub struct Task<'a> {
@@ -94,6 +122,37 @@ impl<'a> Task<'a> {
     #[must_use]
     pub fn of_this_run(self) -> Self {
         Self { shared: false, ..self }
+    }
+
+    /// The same task, made by this version of the code for tasks of its kind: the number is raised whenever the code comes to make other
+    /// bytes from the same inputs, and is an input like any other. What was made before versions were recorded is refused
+    /// ([`Error::Unversioned`]).
+    #[must_use]
+    pub fn with_version(self, version: u32) -> Self {
+        self.with_input(Input::value(VERSION, version.into()))
+    }
+
+    /// The same task with a further input.
+    #[must_use]
+    pub fn with_input(mut self, input: Input) -> Self {
+        self.inputs.push(input);
+        self
+    }
+
+    /// Whether it depends on the value of this name, known or not.
+    pub fn reads_value(&self, name: &str) -> bool {
+        self.inputs.iter().any(|input| input.value_name() == Some(name))
+    }
+
+    /// The values among its inputs that are small enough to be kept, by name.
+    fn small_values(&self) -> BTreeMap<String, serde_json::Value> {
+        let small = |input: &Input| match input {
+            Input::Value { name, value } | Input::Fixed { name, value } => {
+                (value.to_string().len() <= MAX_KEPT_VALUE).then(|| (name.clone(), value.clone()))
+            }
+            _ => None,
+        };
+        self.inputs.iter().filter_map(small).collect()
     }
 
     /// Its name.
@@ -170,7 +229,11 @@ pub enum Reason {
     /// It never finished.
     New,
     /// These inputs are not what they were.
-    Inputs(Vec<String>),
+    Inputs(Vec<Change>),
+    /// Only values that must be the same over a whole run are not what they were ([`Input::Fixed`]): it cannot run here.
+    Elsewhere(Vec<Change>),
+    /// It was done by a program that did not record versions: whether it would make the same now is not known, and it does not run.
+    Unversioned,
     /// These outputs are missing or not what they were.
     Outputs(Vec<String>),
     /// Its state file is damaged.
@@ -385,6 +448,15 @@ impl<'a> Plan<'a> {
                 return Ok(Step::WasDone);
             }
             Status::Waiting(_) => return Ok(Step::Blocked),
+            Status::Ready(Reason::Elsewhere(changes)) => {
+                return Err(Error::Elsewhere { id: task.id.clone(), state: self.state_path(task), changes });
+            }
+            Status::Ready(Reason::Unversioned) => {
+                return Err(Error::Unversioned {
+                    directory: self.directory.clone(),
+                    states: self.directory.join("tasks/state"),
+                });
+            }
             Status::Ready(_) | Status::Running(_) => {}
         }
         let claim = match claim::attempt(&self.claims(), &task.file_name(), self.timing)? {
@@ -457,6 +529,7 @@ impl<'a> Plan<'a> {
             task: task.id.clone(),
             inputs,
             outputs,
+            values: task.small_values(),
             host: claim.holder().host.clone(),
             started: started.duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64()),
             seconds: clock.elapsed().as_secs_f64(),
@@ -504,14 +577,12 @@ impl<'a> Plan<'a> {
         }
         let hash = files::hash_path(made).map_err(Error::io(made))?;
         files::sync_tree(made).map_err(Error::io(made))?;
-        if target.is_dir() {
-            fs::remove_dir_all(&target).map_err(Error::io(&target))?;
-        }
-        if let Some(parent) = target.parent() {
-            fs::create_dir_all(parent).map_err(Error::io(parent))?;
-        }
-        fs::rename(made, &target).map_err(Error::io(&target))?;
-        if let Some(parent) = target.parent() {
+        let parent = target.parent().unwrap_or(&self.directory);
+        files::create_directory(parent).map_err(Error::io(parent))?;
+        if made.is_dir() {
+            files::replace_directory(made, &target).map_err(Error::io(&target))?;
+        } else {
+            fs::rename(made, &target).map_err(Error::io(&target))?;
             files::sync_directory(parent).map_err(Error::io(parent))?;
         }
         Ok(hash)
@@ -543,7 +614,7 @@ impl<'a> Plan<'a> {
         }
         let changed = differing(&state.inputs, &inputs);
         if !changed.is_empty() {
-            return Ok(Status::Ready(Reason::Inputs(changed)));
+            return Ok(Status::Ready(changed_inputs(task, &state, changed)));
         }
         let mut found = BTreeMap::new();
         for output in &task.outputs {
@@ -571,7 +642,9 @@ impl<'a> Plan<'a> {
                         .ok_or_else(|| Error::MissingInput { id: task.id.clone(), path: full })?;
                     (format!("file {}", path.display()), hash)
                 }
-                Input::Value { name, value } => (value_name(name), state::hash_value(value)),
+                Input::Value { name, value } | Input::Fixed { name, value } => {
+                    (value_name(name), state::hash_value(value))
+                }
                 Input::Unknown(_) => continue,
                 Input::Task(id) => match done.outputs(id) {
                     Some(hash) => (format!("task {id}"), hash.to_owned()),
@@ -639,6 +712,28 @@ fn differing(old: &BTreeMap<String, String>, new: &BTreeMap<String, String>) -> 
     names.sort();
     names.dedup();
     names
+}
+
+/// What it means that these inputs of a task differ from those of its last success.
+fn changed_inputs(task: &Task<'_>, state: &State, changed: Vec<String>) -> Reason {
+    let version = value_name(VERSION);
+    if changed.contains(&version) && !state.inputs.contains_key(&version) {
+        return Reason::Unversioned;
+    }
+    let is_fixed = |name: &String| {
+        let fixed =
+            |input: &Input| matches!(input, Input::Fixed { name: fixed, .. } if value_name(fixed) == *name);
+        task.inputs.iter().any(fixed)
+    };
+    let elsewhere = changed.iter().all(is_fixed);
+    let now = task.small_values();
+    let changes = changed.into_iter().map(|input| {
+        let value =
+            |values: &BTreeMap<String, serde_json::Value>| values.get(input.strip_prefix("value ")?).cloned();
+        let (then, now) = (value(&state.values), value(&now));
+        Change { input, then, now }
+    });
+    if elsewhere { Reason::Elsewhere(changes.collect()) } else { Reason::Inputs(changes.collect()) }
 }
 
 /// How a value is called among the inputs of a state.

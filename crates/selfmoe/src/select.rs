@@ -209,7 +209,7 @@ pub fn assemble(
 ) -> Result<Assembly> {
     let responses: HashMap<&str, &Responded> = responses.iter().map(|r| (r.id.as_str(), r)).collect();
     let filter = ResponseFilter::new(domain);
-    let prompt = recipe.prompt_hash(domain)?;
+    let prompt = recipe.prompt_hash(domain);
     let Selection { tasks, rejected, funnel } = selection;
     let mut assembly = Assembly { rows: Vec::new(), rejected, funnel };
     for task in tasks {

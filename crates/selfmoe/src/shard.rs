@@ -81,7 +81,14 @@ pub(crate) fn run<T, R: ShardRow>(
         return if same { Ok(ShardState::Complete) } else { Err(other_shard(path)) };
     }
     let partial = partial_path(path);
-    let (mut file, rows): (Appender, Vec<R>) = Appender::open(&partial)?;
+    let (mut file, rows): (Appender, Vec<R>) = match Appender::open(&partial) {
+        // Damaged by more than a torn last line (a crash of the machine): what it held is made again.
+        Err(Error::Faults(_)) => {
+            fs::remove_file(&partial).map_err(|e| Error::io(&partial, e))?;
+            Appender::open(&partial)?
+        }
+        other => other?,
+    };
     let mut rows: HashMap<usize, R> = rows
         .into_iter()
         .map(|r| order.get(&r.key()).map(|&i| (i, r)).ok_or_else(|| other_shard(&partial)))

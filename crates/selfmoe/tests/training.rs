@@ -18,7 +18,7 @@ use mixse_model::{
 };
 use mixse_selfmoe::train::{
     DomainMoments, HeldOut, Job, Outcome, RidgeConfig, Schedule, StepReport, TrainConfig, TrainRow,
-    check_expert, fit_ridge, train_expert, train_jointly, train_router,
+    check_expert, discard_damaged, fit_ridge, train_expert, train_jointly, train_router,
 };
 
 /// The reference's settings: 20 steps of 4 rows in file order at 1e-2.
@@ -164,6 +164,60 @@ fn a_training_that_was_stopped_continues_bit_for_bit() {
             assert!(resumed == (whole, history), "{what}");
             std::fs::remove_dir_all(&state).unwrap();
         }
+    });
+}
+
+#[test]
+fn a_damaged_checkpoint_starts_the_training_again() {
+    on_one_model(|case, model, decoder| {
+        let rows = rows(case);
+        let (_, config, lora) = resumable().swap_remove(0);
+        let start = Expert::init("e", &lora, &decoder.config, 1).unwrap();
+        let directory = model.with_file_name("damaged");
+        let file = directory.join("state.safetensors");
+        let job = Job { state: Some(&directory), ..job(decoder, &rows, &config) };
+        let train = |stop_after: usize| {
+            let mut seen = Vec::new();
+            let outcome = train_expert(job, &start, &mut |report| {
+                seen.push(report.step);
+                if report.step == stop_after { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            });
+            (outcome.unwrap(), seen)
+        };
+        let (whole, steps) = train(0);
+        let _ = std::fs::remove_dir_all(&directory);
+        train(2);
+        let good = std::fs::read(&file).unwrap();
+        assert_eq!(discard_damaged(&directory).unwrap(), None);
+        assert_eq!(train(0).1, steps[2..], "a good one is continued");
+        let flipped = |at: usize| {
+            let mut bytes = good.clone();
+            bytes[at] ^= 1;
+            bytes
+        };
+        let damaged = [
+            ("empty", Vec::new()),
+            ("cut in the header", good[..40].to_vec()),
+            ("cut in the values", good[..good.len() - 1].to_vec()),
+            ("half", good[..good.len() / 2].to_vec()),
+            ("a value changed", flipped(good.len() - 300)),
+            ("the last byte changed", flipped(good.len() - 4)),
+            ("nonsense", vec![0; good.len()]),
+        ];
+        for (what, bytes) in damaged {
+            std::fs::write(&file, &bytes).unwrap();
+            let (outcome, seen) = train(0);
+            assert_eq!(seen, steps, "{what}");
+            let (Outcome::Done(again, _), Outcome::Done(whole, _)) = (&outcome, &whole) else {
+                panic!("{what}")
+            };
+            assert!(again == whole, "{what}");
+            std::fs::write(&file, &bytes).unwrap();
+            let told = discard_damaged(&directory).unwrap().unwrap();
+            assert!(told.contains("state.safetensors: "), "{what}: {told}");
+            assert!(!file.exists(), "{what}");
+        }
+        std::fs::remove_dir_all(&directory).unwrap();
     });
 }
 

@@ -22,7 +22,8 @@ use tokio::{
 };
 
 use super::served::{Served, ServedFlags};
-use crate::output::{note, usage_error, write_piece};
+use crate::output::{note, note_styled, usage_error, write_foreign, write_piece};
+use crate::terminal::printable;
 
 const HELP: &str = "\
 /help          this list
@@ -304,9 +305,9 @@ impl<'a> Shown<'a> {
             parts.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).filter(|(_, part)| **part > 0.0);
         match largest {
             Some((expert, _)) if self.coloured => {
-                write_piece(&format!("\x1b[{}m{text}\x1b[0m", COLOURS[expert % COLOURS.len()]))
+                write_piece(&format!("\x1b[{}m{}\x1b[0m", COLOURS[expert % COLOURS.len()], printable(text)))
             }
-            _ => write_piece(text),
+            _ => write_foreign(text),
         }
     }
 
@@ -317,9 +318,9 @@ impl<'a> Shown<'a> {
             return;
         }
         let shares = self.experts.iter().zip(&self.sums).enumerate().map(|(i, (name, sum))| {
-            let share = format!("{name} {:.0} %", 100.0 * sum / all);
+            let share = format!("{} {:.0} %", printable(name), 100.0 * sum / all);
             if self.coloured { format!("\x1b[{}m{share}\x1b[0m", COLOURS[i % COLOURS.len()]) } else { share }
         });
-        note(format_args!("({})", shares.collect::<Vec<_>>().join(", ")));
+        note_styled(format_args!("({})", shares.collect::<Vec<_>>().join(", ")));
     }
 }

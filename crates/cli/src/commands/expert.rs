@@ -89,6 +89,13 @@ impl RunFlags {
         check(&config)?;
         let threads = self.threads.unwrap_or(config.threads);
         let mut pipeline = Pipeline::new(Config { threads, ..config.clone() })?;
+        if !pipeline.has_own_experts() {
+            return Err(usage_error(format!(
+                "{} only compares experts of the seeds and has no experts of its own; add another method first: mixse run --out {} --method mixture",
+                self.directory.display(),
+                self.directory.display()
+            )));
+        }
         pipeline.open_base(&Cache::locate(self.cache.cache.as_deref())?)?;
         let plan = pipeline.plan(&run)?;
         run.reconfigure(&config)?;

@@ -1,12 +1,13 @@
 //! `mixse export`: experts, mixtures and merged models in the formats of other programs.
 
 use std::{
-    fmt, fs,
+    fmt,
     path::{Path, PathBuf},
 };
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
+use mixse_files::OutputDirectory;
 use mixse_model::{
     expert::Expert,
     export::write_merged,
@@ -19,9 +20,10 @@ use serde::Serialize;
 
 use super::opened::{RunParts, adapter_base, open_base_files, run_parts};
 use crate::{
-    args::{CacheFlag, JsonFlag, UnusedFlag},
+    args::{CacheFlag, ForceFlag, JsonFlag, UnusedFlag},
     config::parse_name,
     output::{print, usage_error},
+    output_directory,
     progress::Progress,
 };
 
@@ -66,6 +68,8 @@ pub(crate) struct ExportArgs {
     #[command(flatten)]
     unused: UnusedFlag,
     #[command(flatten)]
+    force: ForceFlag,
+    #[command(flatten)]
     cache: CacheFlag,
     #[command(flatten)]
     json: JsonFlag,
@@ -106,28 +110,43 @@ struct Source {
     experts: Vec<Expert>,
     /// The router over exactly these experts, if they are a whole run's.
     router: Option<PathBuf>,
+    /// Where the experts were read from.
+    directories: Vec<PathBuf>,
 }
 
 pub(super) fn run(args: &ExportArgs) -> anyhow::Result<()> {
-    refuse_used_directory(&args.out)?;
+    output_directory::check(&args.out, &args.inputs(), args.force)?;
     let source = args.open()?;
+    let inputs: Vec<&Path> = args.inputs().into_iter().chain(source.paths()).collect();
+    let output = output_directory::create(&args.out, &inputs, args.force)?;
     let hint = match args.format {
-        Format::Peft => peft(&source, &args.out)?,
-        Format::Xlora => xlora(&source, &args.out)?,
-        Format::Merged => merged(&source, args)?,
+        Format::Peft => peft(&source, &output, args)?,
+        Format::Xlora => xlora(&source, &output, args)?,
+        Format::Merged => merged(&source, &output, args)?,
     };
+    output.commit()?;
     let experts = source.experts.into_iter().map(|expert| expert.name).collect();
     print(args.json.format(), &Report { format: args.format, out: args.out.clone(), experts, hint })
 }
 
-fn refuse_used_directory(out: &Path) -> anyhow::Result<()> {
-    if fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some()) {
-        return Err(usage_error(format!("{} is not empty; choose another --out", out.display())));
+impl Source {
+    /// The directories that it was read from.
+    fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.directories
+            .iter()
+            .map(PathBuf::as_path)
+            .chain(self.router.as_deref())
+            .chain(self.base.directory())
     }
-    Ok(())
 }
 
 impl ExportArgs {
+    /// The paths that are named.
+    fn inputs(&self) -> Vec<&Path> {
+        let named = self.run.iter().chain(&self.experts).map(PathBuf::as_path);
+        named.chain(self.base.as_deref().map(Path::new)).collect()
+    }
+
     fn open(&self) -> anyhow::Result<Source> {
         let (base, directories, router) = match &self.run {
             Some(run) => {
@@ -148,7 +167,7 @@ impl ExportArgs {
             experts.push(expert);
         }
         let base_name = self.base_name.clone().unwrap_or(base);
-        Ok(Source { base: checkpoint, base_name, experts, router })
+        Ok(Source { base: checkpoint, base_name, experts, router, directories })
     }
 
     /// The directories of the experts asked for, in the run's order.
@@ -178,22 +197,22 @@ fn write_peft(source: &Source, expert: &Expert, dir: &Path) -> anyhow::Result<()
 }
 
 /// A directory an expert.
-fn peft(source: &Source, out: &Path) -> anyhow::Result<String> {
+fn peft(source: &Source, output: &OutputDirectory, args: &ExportArgs) -> anyhow::Result<String> {
     if source.experts.is_empty() {
         return Err(usage_error("there is no expert to write: give a run or --expert"));
     }
     for expert in &source.experts {
-        write_peft(source, expert, &out.join(&expert.name))?;
+        write_peft(source, expert, &output.path().join(&expert.name))?;
     }
     let first = source.experts.first().map_or("", |expert| &expert.name);
     Ok(format!(
         "in Python: peft.PeftModel.from_pretrained(model, {:?})",
-        out.join(first).display().to_string()
+        args.out.join(first).display().to_string()
     ))
 }
 
 /// The experts under the numbers that PEFT's X-LoRA wants, and the classifier.
-fn xlora(source: &Source, out: &Path) -> anyhow::Result<String> {
+fn xlora(source: &Source, output: &OutputDirectory, args: &ExportArgs) -> anyhow::Result<String> {
     let router = source
         .router
         .as_ref()
@@ -202,16 +221,18 @@ fn xlora(source: &Source, out: &Path) -> anyhow::Result<String> {
     let model = &source.base.config;
     let hash = source.base.hash()?;
     let router = router_files::read(router, &names, model, Some(&hash))?;
-    router_files::write_peft_xlora(&router, &source.base_name, out)
+    // PEFT takes the paths as they are, from wherever it runs.
+    let place = std::path::absolute(output.target())?;
+    router_files::write_peft_xlora(&router, &source.base_name, output.path(), &place)
         .map_err(|e| usage_error(format!("this mixture cannot be an X-LoRA model: {e}")))?;
     for (index, expert) in source.experts.iter().enumerate() {
-        write_peft(source, expert, &out.join(index.to_string()))?;
+        write_peft(source, expert, &output.path().join(index.to_string()))?;
     }
-    Ok(format!("how to load it in Python: {}", out.join(router_files::XLORA_README).display()))
+    Ok(format!("how to load it in Python: {}", args.out.join(router_files::XLORA_README).display()))
 }
 
 /// The base, with the one expert in its weights if there is one.
-fn merged(source: &Source, args: &ExportArgs) -> anyhow::Result<String> {
+fn merged(source: &Source, output: &OutputDirectory, args: &ExportArgs) -> anyhow::Result<String> {
     if source.experts.len() > 1 {
         let names: Vec<&str> = source.experts.iter().map(|expert| expert.name.as_str()).collect();
         return Err(usage_error(format!(
@@ -221,7 +242,7 @@ fn merged(source: &Source, args: &ExportArgs) -> anyhow::Result<String> {
         )));
     }
     let mut progress: Option<Progress> = None;
-    write_merged(&source.base, source.experts.first(), args.number, &args.out, &mut |at| {
+    write_merged(&source.base, source.experts.first(), args.number, output.path(), &mut |at| {
         progress
             .get_or_insert_with(|| Progress::new("merge", "tensors", at.total as u64))
             .set(at.done as u64, 0);

@@ -1,16 +1,13 @@
 //! `mixse generate`: the data of some domains, without a run around it.
 
 use std::{
-    fmt, fs,
+    fmt,
     path::{Path, PathBuf},
 };
 
 use anyhow::Context;
 use clap::Args;
-use mixse_selfmoe::{
-    plan::{Event, files::write_atomic},
-    select::Funnel,
-};
+use mixse_selfmoe::{plan::Event, select::Funnel};
 use serde::Serialize;
 
 use super::run::tell;
@@ -18,10 +15,13 @@ use crate::{
     args::{CacheFlag, ComputeFlags, JsonFlag},
     config::{Config, Preset, load},
     output::print,
-    pipeline::{Pipeline, RunDirectory},
+    output_directory,
+    pipeline::{Pipeline, RunDirectory, read_json, write},
     pull::Cache,
 };
 
+/// The most bytes of a file of rows.
+const MAX_ROWS: u64 = 4 << 30;
 /// Where unfinished work is kept inside the output directory.
 const WORK: &str = ".mixse-generate";
 
@@ -72,6 +72,9 @@ pub(crate) struct GenerateArgs {
     /// Where DOMAIN.jsonl, DOMAIN.rejected.jsonl and DOMAIN.quality.json go.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// Write into a directory that holds other files, replacing those of the names above.
+    #[arg(long)]
+    force: bool,
     #[command(flatten)]
     compute: ComputeFlags,
     #[command(flatten)]
@@ -119,6 +122,7 @@ pub(super) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let config = load(args.config.as_deref(), args.preset, |config| args.adjust(config))?;
     let work = args.out.join(WORK);
     RunDirectory::check(&work, &config)?;
+    args.check_output(&work)?;
     let mut pipeline = Pipeline::new(config.clone())?;
     pipeline.open_base(&Cache::locate(args.cache.cache.as_deref())?)?;
     let work = RunDirectory::open(&work, &config)?;
@@ -131,10 +135,7 @@ pub(super) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
             let rows = keep(work.path(), &files.rows, &args.out)?;
             let rejected = keep(work.path(), &files.rejected, &args.out)?;
             let quality = keep(work.path(), &files.quality, &args.out)?;
-            let path = work.path().join(&files.funnel);
-            let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            let funnel =
-                serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))?;
+            let funnel = read_json(&work.path().join(&files.funnel))?;
             Ok(DomainReport { domain: files.domain, rows, rejected, quality, funnel })
         })
         .collect::<anyhow::Result<_>>()?;
@@ -142,6 +143,15 @@ pub(super) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
 }
 
 impl GenerateArgs {
+    /// Refuses a directory that holds something and is not that of such a call: files in it might have the names of the results.
+    fn check_output(&self, work: &Path) -> anyhow::Result<()> {
+        let config = self.config.iter().map(PathBuf::as_path);
+        let domains = self.domains.iter().map(Path::new);
+        let inputs: Vec<&Path> = config.chain(domains).chain(self.model.as_deref().map(Path::new)).collect();
+        let is_ours = RunDirectory::stored_config(work)?.is_some();
+        output_directory::check_resumable(&self.out, &inputs, is_ours, self.force)
+    }
+
     /// Puts what was typed over a configuration.
     fn adjust(&self, config: &mut Config) {
         fn set<T: Clone>(place: &mut T, typed: &Option<T>) {
@@ -174,7 +184,8 @@ impl GenerateArgs {
 fn keep(work: &Path, file: &Path, out: &Path) -> anyhow::Result<PathBuf> {
     let from = work.join(file);
     let to = out.join(file.file_name().context("a file without a name")?);
-    let text = fs::read(&from).with_context(|| format!("cannot read {}", from.display()))?;
-    write_atomic(&to, &text).with_context(|| format!("cannot write {}", to.display()))?;
+    let text =
+        mixse_files::read(&from, MAX_ROWS).with_context(|| format!("cannot read {}", from.display()))?;
+    write(&to, &text)?;
     Ok(to)
 }

@@ -1,6 +1,9 @@
 //! `mixse merge`: several experts become one adapter.
 
-use std::{fmt, path::PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use clap::{Args, ValueEnum};
 use mixse_model::{
@@ -13,8 +16,9 @@ use serde::Serialize;
 
 use super::opened::{adapter_base, open_base_files};
 use crate::{
-    args::{CacheFlag, JsonFlag, UnusedFlag},
+    args::{CacheFlag, ForceFlag, JsonFlag, UnusedFlag},
     output::{print, usage_error},
+    output_directory,
 };
 
 /// Merge experts of one base into a single adapter, without any training.
@@ -54,11 +58,13 @@ pub(crate) struct MergeArgs {
     /// The base model of the experts [default: the one that the first expert names].
     #[arg(long, value_name = "MODEL")]
     base: Option<String>,
-    /// Where the merged adapter goes.
+    /// Where the merged adapter goes: a new or empty directory.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     #[command(flatten)]
     unused: UnusedFlag,
+    #[command(flatten)]
+    force: ForceFlag,
     #[command(flatten)]
     cache: CacheFlag,
     #[command(flatten)]
@@ -108,6 +114,8 @@ impl fmt::Display for Report {
 }
 
 pub(super) fn run(args: &MergeArgs) -> anyhow::Result<()> {
+    let inputs = args.inputs();
+    output_directory::check(&args.out, &inputs, args.force)?;
     let (method, form, weights) = (args.method(), args.form(), args.weights());
     let mut faults = merge::faults(args.experts.len(), &weights, method, form);
     faults.extend(args.contradictions());
@@ -121,7 +129,9 @@ pub(super) fn run(args: &MergeArgs) -> anyhow::Result<()> {
     let MergedExpert { expert, relative_error } =
         merge::merge_experts(&name, &experts, model, &weights, method, form)?;
     let origin = Origin { name: expert.name.clone(), base_hash: checkpoint.hash()? };
-    peft::write(&expert, model, &base, &origin, &args.out)?;
+    let output = output_directory::create(&args.out, &inputs, args.force)?;
+    peft::write(&expert, model, &base, &origin, output.path())?;
+    output.commit()?;
     let report = Report {
         out: args.out.clone(),
         base,
@@ -137,6 +147,11 @@ pub(super) fn run(args: &MergeArgs) -> anyhow::Result<()> {
 }
 
 impl MergeArgs {
+    /// The paths that are read.
+    fn inputs(&self) -> Vec<&Path> {
+        self.experts.iter().map(PathBuf::as_path).chain(self.base.as_deref().map(Path::new)).collect()
+    }
+
     fn method(&self) -> Method {
         let density = self.density.unwrap_or(0.5);
         let seed = self.seed.unwrap_or(0);
@@ -182,10 +197,16 @@ impl MergeArgs {
     }
 }
 
+/// Whether two paths name one directory.
+fn is_same(one: &Path, other: &Path) -> bool {
+    let place = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    place(one) == place(other)
+}
+
 /// The base's files, its name, and the experts. What is wrong with them is added to `faults`.
 fn read_experts(args: &MergeArgs, faults: &mut Vec<String>) -> Option<(Checkpoint, String, Vec<Expert>)> {
     for (i, dir) in args.experts.iter().enumerate() {
-        if args.experts[..i].contains(dir) {
+        if args.experts[..i].iter().any(|other| is_same(other, dir)) {
             faults.push(format!("{} is there twice", dir.display()));
         }
     }

@@ -17,6 +17,7 @@ use crate::{
     args::{CacheFlag, UnusedFlag},
     config::{Device, Threads, parse_name},
     device::load_options,
+    identity::Arithmetic,
     output::usage_error,
     pipeline::RunDirectory,
     pull::{Cache, ModelSource, resolve_base, resolve_model},
@@ -113,6 +114,12 @@ impl ModelFlags {
             words += ", portable";
         }
         words
+    }
+
+    /// Everything that decides the numbers that the model gives, besides its files, its experts and their router.
+    pub(crate) fn arithmetic_key(&self) -> String {
+        let of = Arithmetic { device: self.device, portable: self.portable };
+        format!("{:?} {}", self.precision, of.value())
     }
 
     fn options(&self) -> anyhow::Result<LoadOptions> {

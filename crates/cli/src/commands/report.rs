@@ -1,15 +1,18 @@
 //! `mixse report`: a run's page, made again from its files.
 
-use std::{fmt, path::PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context;
 use clap::Args;
-use mixse_selfmoe::plan::files::write_atomic;
+use mixse_files::write_atomic;
 use serde::Serialize;
 
 use crate::{
     args::JsonFlag,
-    output::print,
+    output::{print, usage_error},
     pipeline::{Outline, RunDirectory, open_domains},
 };
 
@@ -37,6 +40,9 @@ pub(crate) struct ReportArgs {
     json: JsonFlag,
 }
 
+/// How a page begins.
+const PAGE: &str = "<!doctype html>";
+
 #[derive(Serialize)]
 struct Done {
     report: PathBuf,
@@ -55,12 +61,27 @@ impl fmt::Display for Done {
     }
 }
 
+/// Refuses to replace a file that is no page: a configuration, rows, weights.
+fn refuse_other_file(path: &Path) -> anyhow::Result<()> {
+    let is_page = |start: &[u8]| String::from_utf8_lossy(start).trim_start().starts_with(PAGE);
+    match mixse_files::read_prefix(path, 64) {
+        Ok(start) if is_page(&start) || start.is_empty() => Ok(()),
+        Ok(_) => Err(usage_error(format!(
+            "{} is a file and no report page: it is not replaced; choose another --out",
+            path.display()
+        ))),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(usage_error(format!("{}: {e}; choose another --out", path.display()))),
+    }
+}
+
 pub(super) fn run(args: &ReportArgs) -> anyhow::Result<()> {
     let (run, config) = RunDirectory::existing(&args.run)?;
     let domains = open_domains(&config)?;
     let remade =
         Outline { config: &config, domains: &domains }.remake_report(&run, args.bench_data.as_deref())?;
     let report = args.out.clone().unwrap_or_else(|| args.run.join("report.html"));
+    refuse_other_file(&report)?;
     write_atomic(&report, remade.html.as_bytes())
         .with_context(|| format!("cannot write {}", report.display()))?;
     print(args.json.format(), &Done { report, finished: remade.missing.is_empty(), missing: remade.missing })

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use mixse_selfmoe::plan::{Event, Plan, Reason, Status};
+use mixse_selfmoe::plan::{Change, Event, Plan, Reason, Status};
 use serde::Serialize;
 
 use crate::{
@@ -87,12 +87,22 @@ pub(super) fn tell(event: &Event<'_>) {
 fn why(reason: &Reason) -> String {
     match reason {
         Reason::New => String::new(),
-        Reason::Inputs(names) => format!(" (again, because of: {})", few(names)),
+        Reason::Inputs(changes) => {
+            format!(" (again, because this changed: {})", few(&shown(changes)))
+        }
+        Reason::Elsewhere(changes) => {
+            format!(" (done elsewhere, and refused here: {})", few(&shown(changes)))
+        }
+        Reason::Unversioned => " (done by an earlier version of mixse, and refused by this one)".to_owned(),
         Reason::Outputs(names) => {
             format!(" (again, because these are missing or changed: {})", few(names))
         }
         Reason::State(what) => format!(" (again, because its state file is damaged: {what})"),
     }
+}
+
+fn shown(changes: &[Change]) -> Vec<String> {
+    changes.iter().map(Change::to_string).collect()
 }
 
 #[derive(Serialize)]

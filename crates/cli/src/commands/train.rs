@@ -1,6 +1,9 @@
 //! `mixse train expert` and `mixse train router` on rows of token ids: single stages, and what others check us with.
 
-use std::{ops::ControlFlow, path::PathBuf};
+use std::{
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+};
 
 use clap::{Args, Subcommand};
 use mixse_model::{
@@ -12,14 +15,17 @@ use mixse_model::{
     router_files,
 };
 use mixse_selfmoe::train::{
-    HeldOut, History, Job, Outcome, Schedule, StepReport, TrainConfig, read_rows, train_expert, train_router,
+    Cut, HeldOut, History, Job, Outcome, Schedule, StepReport, TrainConfig, read_rows, train_expert,
+    train_router,
 };
 use serde_json::json;
 
 use super::opened::{ExpertFlags, ModelFlags};
 use crate::{
+    args::ForceFlag,
     config::parse_name,
     output::{note, print_json, usage_error},
+    output_directory,
 };
 
 /// Train one expert or a router on a file of token ids.
@@ -92,9 +98,11 @@ struct Common {
     /// Keep only each block's input for the backward: less memory, more time.
     #[arg(long)]
     recompute: bool,
-    /// Where the result goes.
+    /// Where the result goes: a new or empty directory.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    #[command(flatten)]
+    force: ForceFlag,
     /// Print the losses as JSON.
     #[arg(long)]
     json: bool,
@@ -173,10 +181,25 @@ impl Common {
         if self.recompute { Memory::Recompute } else { Memory::Keep }
     }
 
-    fn report(&self, history: &History) -> anyhow::Result<()> {
+    /// The paths that are read, beside experts and router.
+    fn inputs(&self) -> [&Path; 2] {
+        [&self.ids_data, Path::new(&self.model.model)]
+    }
+
+    /// Says how much of the rows will not be seen.
+    fn tell_cut(&self, cut: &Cut) {
+        if cut.rows > 0 {
+            note(format_args!("{cut} (--max-tokens {})", self.max_tokens));
+        }
+    }
+
+    fn report(&self, history: &History, cut: &Cut) -> anyhow::Result<()> {
         let History { losses, validation, kept_step } = history;
         if self.json {
             let mut found = json!({ "losses": losses, "out": self.out });
+            if cut.rows > 0 {
+                found["cut"] = json!(cut);
+            }
             if !validation.is_empty() {
                 found["validation"] = json!(validation);
                 found["kept_step"] = json!(kept_step);
@@ -204,8 +227,12 @@ impl Common {
 
 fn expert(args: &ExpertArgs) -> anyhow::Result<()> {
     let common = &args.common;
+    let inputs: Vec<&Path> = common.inputs().into_iter().chain(args.init.as_deref()).collect();
+    output_directory::check(&common.out, &inputs, common.force)?;
     let opened = common.model.open_base()?;
     let rows = read_rows(&common.ids_data, opened.checkpoint.config.vocab_size)?;
+    let cut = Cut::of(&rows, common.max_tokens);
+    common.tell_cut(&cut);
     let hash = opened.checkpoint.hash()?;
     let start = match &args.init {
         Some(dir) => peft::read_for(dir, &opened.checkpoint)?,
@@ -238,14 +265,21 @@ fn expert(args: &ExpertArgs) -> anyhow::Result<()> {
         return Err(usage_error("the training was stopped"));
     };
     let origin = Origin { name: trained.name.clone(), base_hash: hash };
-    peft::write(&trained, &opened.engine.config, &common.model.model, &origin, &common.out)?;
-    common.report(&history)
+    let output = output_directory::create(&common.out, &inputs, common.force)?;
+    peft::write(&trained, &opened.engine.config, &common.model.model, &origin, output.path())?;
+    output.commit()?;
+    common.report(&history, &cut)
 }
 
 fn router(args: &RouterArgs) -> anyhow::Result<()> {
     let common = &args.common;
+    let parts = args.experts.experts.iter().chain(&args.experts.router).map(PathBuf::as_path);
+    let inputs: Vec<&Path> = common.inputs().into_iter().chain(parts).collect();
+    output_directory::check(&common.out, &inputs, common.force)?;
     let opened = common.model.open_base()?;
     let rows = read_rows(&common.ids_data, opened.checkpoint.config.vocab_size)?;
+    let cut = Cut::of(&rows, common.max_tokens);
+    common.tell_cut(&cut);
     let hash = opened.checkpoint.hash()?;
     let model = &opened.engine.config;
     let experts = args
@@ -282,6 +316,8 @@ fn router(args: &RouterArgs) -> anyhow::Result<()> {
     let Outcome::Done(trained, history) = outcome else {
         return Err(usage_error("the training was stopped"));
     };
-    router_files::write(&trained, &hash, &common.out)?;
-    common.report(&history)
+    let output = output_directory::create(&common.out, &inputs, common.force)?;
+    router_files::write(&trained, &hash, output.path())?;
+    output.commit()?;
+    common.report(&history, &cut)
 }

@@ -27,6 +27,9 @@ impl Fault {
     }
 }
 
+/// The most bytes of a configuration.
+pub(crate) const MAX_CONFIG: u64 = 1 << 20;
+
 /// Reads a configuration file over a preset (or the preset alone), lets `adjust` lay command-line arguments over it, and
 /// checks the result.
 ///
@@ -37,9 +40,8 @@ pub(crate) fn load(
     adjust: impl FnOnce(&mut Config),
 ) -> anyhow::Result<Config> {
     let text = match file {
-        Some(path) => {
-            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?
-        }
+        Some(path) => mixse_files::read_text(path, MAX_CONFIG)
+            .with_context(|| format!("cannot read {}", path.display()))?,
         None => String::new(),
     };
     let source = Source { name: file.map(|path| path.display().to_string()), text: &text };

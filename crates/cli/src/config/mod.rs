@@ -28,7 +28,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de, de::Deserializ
 
 pub(crate) use adapter::AdapterSource;
 pub(crate) use expert::ExpertSection;
-pub(crate) use load::{check, compare, load, read_resolved, resolve};
+pub(crate) use load::{MAX_CONFIG, check, compare, load, read_resolved, resolve};
 pub(crate) use memory::MemoryLimit;
 pub(crate) use method::{Form, Merging, Method};
 

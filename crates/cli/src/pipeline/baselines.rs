@@ -1,6 +1,6 @@
 //! What a run's own mixture is compared with, made from the same data: `baselines/METHOD/`.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use mixse_selfmoe::{
     domain::Domain,
@@ -13,9 +13,9 @@ use super::{
     Pipeline, TaskResult, files,
     router::RouterTraining,
     train::{Corpus, ExpertTraining},
-    value_input,
+    value_input, write_pretty,
 };
-use crate::config::{Form, Merging, Method, RouterSection};
+use crate::config::{Fit, Form, Merging, Method, RouterSection};
 
 /// `merge.json` beside a merged adapter.
 #[derive(Serialize)]
@@ -164,7 +164,7 @@ impl Pipeline {
             relative_error,
             evaluated: if merging.is_exact_as_adapter() { "adapter" } else { "exact merge" },
         };
-        Ok(fs::write(directory.join("merge.json"), serde_json::to_vec_pretty(&file)?)?)
+        Ok(write_pretty(&directory.join("merge.json"), &file)?)
     }
 
     /// The exact merge of the run's experts as changes of the base's weights.
@@ -179,6 +179,12 @@ impl Pipeline {
         let (root, losses) = (files::baseline(&id), files::losses(&id));
         let mut inputs = self.expert_inputs(&domains, Corpus::Synthetic);
         inputs.push(value_input("router", &self.config.router));
+        // Each expert starts as its own domain's section says.
+        let starts = self.names().into_iter().map(|name| (self.config.expert.of(&name).lora, name));
+        inputs.push(value_input("starts", &starts.collect::<Vec<_>>()));
+        if self.config.router.fit == Fit::Arrow {
+            inputs.extend(self.all_experts());
+        }
         inputs.extend(self.ridge_inputs(&self.config.router, &files::main()));
         let outputs = vec![root.join("experts"), files::router(&root), losses.clone()];
         Task::new(format!("baseline/{id}"), inputs, outputs, move |work| {

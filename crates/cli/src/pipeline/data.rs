@@ -28,7 +28,10 @@ use mixse_selfmoe::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{Pipeline, TaskResult, Watch, evaluate::open_sandbox, files, shards, share, value_input};
+use super::{
+    Pipeline, TaskResult, Watch, evaluate::open_sandbox, files, read_json, shards, share, value_input,
+    write_json, write_pretty,
+};
 use crate::config::Verify;
 
 /// The tasks that were kept and what was not, between brainstorming and responding.
@@ -92,17 +95,12 @@ impl Pipeline {
         Ok(tasks)
     }
 
-    /// The domain's texts, the templates and the sampling settings.
-    fn prompts(&self, domain: &Domain) -> anyhow::Result<Input> {
-        Ok(value_input("prompts", &self.recipe.prompt_hash(domain)?))
-    }
-
     /// From nothing to the tasks that are answered, and their tests.
     fn selection_tasks<'a>(&'a self, domain: &'a Domain) -> anyhow::Result<Vec<Task<'a>>> {
         let name = domain.name();
         let generation = &self.config.generation;
         let count = generation.shards;
-        let prompts = self.prompts(domain)?;
+        let prompts = Input::value("prompts", self.recipe.brainstorm_inputs(domain));
         let mut tasks = Vec::new();
         for shard in shards(count) {
             tasks.push(Task::new(
@@ -119,14 +117,20 @@ impl Pipeline {
         let brainstormed = (0..count).map(|k| Input::Task(format!("brainstorm/{name}/{k}")));
         tasks.push(Task::new(
             format!("select/{name}"),
-            brainstormed.chain([value_input("tasks", &generation.tasks)]).collect(),
+            brainstormed
+                .chain([
+                    self.model_input(),
+                    Input::value("filters", self.recipe.filter_inputs(domain)),
+                    value_input("tasks", &generation.tasks),
+                ])
+                .collect(),
             vec![files::selection(name)],
             move |work| self.select(domain, work),
         ));
         if self.tests(domain) {
             for shard in shards(count) {
-                let mut inputs = self.shard_inputs(domain, shard)?;
-                inputs.push(value_input("tests", &self.recipe.tests));
+                let inputs =
+                    self.shard_inputs(domain, shard, self.recipe.follow_up_inputs(domain, FollowUp::Tests));
                 tasks.push(Task::new(
                     format!("tests/{name}/{}", shard.index),
                     inputs,
@@ -139,13 +143,13 @@ impl Pipeline {
     }
 
     /// What every task over a shard of the selected tasks depends on.
-    fn shard_inputs(&self, domain: &Domain, shard: Shard) -> anyhow::Result<Vec<Input>> {
-        Ok(vec![
+    fn shard_inputs(&self, domain: &Domain, shard: Shard, prompts: serde_json::Value) -> Vec<Input> {
+        vec![
             self.model_input(),
-            self.prompts(domain)?,
+            Input::value("prompts", prompts),
             Input::Task(format!("select/{}", domain.name())),
             value_input("shard", &[shard.index, shard.count]),
-        ])
+        ]
     }
 
     /// Responses to the tasks, and the rows that are kept.
@@ -157,7 +161,7 @@ impl Pipeline {
         let mut needed = Vec::new();
         for shard in shards(generation.shards) {
             let k = shard.index;
-            let mut inputs = self.shard_inputs(domain, shard)?;
+            let mut inputs = self.shard_inputs(domain, shard, self.recipe.respond_inputs(domain));
             inputs.extend(round.before().map(|before| Input::Task(before.expert(name))));
             let id = round.task(format!("respond/{name}/{k}"));
             needed.push(Input::Task(id.clone()));
@@ -168,8 +172,9 @@ impl Pipeline {
                 move |work| self.respond(domain, round, shard, work),
             ));
             if generation.round_trip {
-                let mut inputs = self.shard_inputs(domain, shard)?;
-                inputs.extend([Input::Task(id), value_input("round trip", &self.recipe.round_trip)]);
+                let prompts = self.recipe.follow_up_inputs(domain, FollowUp::RoundTrip);
+                let mut inputs = self.shard_inputs(domain, shard, prompts);
+                inputs.push(Input::Task(id));
                 let id = round.task(format!("round_trip/{name}/{k}"));
                 needed.push(Input::Task(id.clone()));
                 tasks.push(Task::new(id, inputs, vec![root.join(files::round_trip(name, k))], move |work| {
@@ -190,6 +195,13 @@ impl Pipeline {
         }
         needed.extend(self.confirmation_inputs(domain));
         needed.push(Input::Task(format!("select/{name}")));
+        // Rows name the model and the prompts that they come from.
+        needed.extend([
+            self.model_input(),
+            value_input("prompts", &self.recipe.prompt_hash(domain)),
+            Input::value("filters", self.recipe.filter_inputs(domain)),
+        ]);
+        needed.extend(round.before().map(|before| Input::Task(before.expert(name))));
         let outputs = [files::rows(name), files::rejected(name), files::funnel(name)];
         tasks.push(Task::new(
             round.assemble(name),
@@ -209,6 +221,7 @@ impl Pipeline {
         }
         if self.executes(domain) {
             inputs.push(value_input("execute", &self.tests(domain)));
+            inputs.push(self.python_input());
         }
         if generation.round_trip {
             inputs.push(value_input("min_round_trip", &generation.min_round_trip));
@@ -243,8 +256,7 @@ impl Pipeline {
             select::select(domain, &self.recipe, &records, self.config.generation.tasks, &tokens)?;
         work.record("tasks", selection.tasks.len() as f64);
         let Selection { tasks, rejected, funnel } = selection;
-        let text = serde_json::to_vec(&SelectionFile { tasks, rejected, funnel })?;
-        Ok(fs::write(work.output(files::selection(name))?, text)?)
+        Ok(write_json(&work.output(files::selection(name))?, &SelectionFile { tasks, rejected, funnel })?)
     }
 
     fn write_tests(&self, domain: &Domain, shard: Shard, work: &Work<'_>) -> TaskResult {
@@ -396,7 +408,7 @@ impl Pipeline {
         let selection = Selection { tasks, rejected, funnel };
         let model = match self.writer(domain, round, work.run())? {
             None => self.models.hash()?.to_owned(),
-            Some(expert) => format!("{}+{}", self.models.hash()?, expert.fingerprint()),
+            Some(expert) => format!("{}+{}", self.models.hash()?, expert.fingerprint()?),
         };
         let judged = match self.config.generation.answer_format {
             true => domain.clone(),
@@ -407,8 +419,7 @@ impl Pipeline {
         work.record("rows", assembly.rows.len() as f64);
         jsonl::write_atomic(&work.output(root.join(files::rows(name)))?, &assembly.rows)?;
         jsonl::write_atomic(&work.output(root.join(files::rejected(name)))?, &assembly.rejected)?;
-        let funnel = serde_json::to_vec_pretty(&assembly.funnel)?;
-        Ok(fs::write(work.output(root.join(files::funnel(name)))?, funnel)?)
+        Ok(write_pretty(&work.output(root.join(files::funnel(name)))?, &assembly.funnel)?)
     }
 }
 
@@ -422,9 +433,7 @@ fn run_programs(sandbox: &Sandbox, programs: &[String]) -> anyhow::Result<Vec<Op
 }
 
 fn read_selection(domain: &Domain, work: &Work<'_>) -> anyhow::Result<SelectionFile> {
-    let path = work.run().join(files::selection(domain.name()));
-    let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))
+    read_json(&work.run().join(files::selection(domain.name())))
 }
 
 /// Makes a shard with its progress, in the task's scratch directory, and puts it where it belongs. `total`: the unit and how

@@ -1,6 +1,6 @@
 //! The check sets, answered by everything that is compared.
 
-use std::{fs, path::Path, process::ExitCode, sync::Arc};
+use std::{path::Path, process::ExitCode, sync::Arc};
 
 use anyhow::{Context, bail};
 use mixse_eval::{
@@ -22,7 +22,7 @@ use mixse_selfmoe::{
     template::Style,
 };
 
-use super::{Pipeline, TaskResult, Watch, files, shards, value_input};
+use super::{Pipeline, TaskResult, Watch, files, shards, value_input, write};
 use crate::{config::Method, output::note};
 
 /// The hidden argument that makes this program the launcher of its own sandbox.
@@ -145,6 +145,9 @@ impl Pipeline {
             }
             Evaluated::Method(method) => self.evaluation_needs(method),
         });
+        if items.iter().any(|items| items.iter().any(runs_code)) && row != Evaluated::Method(Method::Oracle) {
+            inputs.push(self.python_input());
+        }
         if row == Evaluated::Method(Method::Random) {
             inputs.push(value_input("seed", &self.config.seed));
         }
@@ -163,7 +166,6 @@ impl Pipeline {
             Prepared::Mixture(mixture) => self.models.runner(Some(mixture))?,
             Prepared::Merged(engine) => Runner::new(engine, self.models.tokenizer()?, None),
         };
-        let runs_code = |item: &Example| matches!(item.answer, Some(Answer::Code { .. }));
         let sandbox = if self.domains.iter().any(|d| self.outline().check_items(d).iter().any(runs_code)) {
             open_sandbox().map_err(|e| note(format_args!("coding answers are not tested: {e:#}"))).ok()
         } else {
@@ -189,7 +191,10 @@ impl Pipeline {
                 watch.at(tally.items + fresh, row.tokens as u64)
             })?;
             tally.add(&rows);
-            fs::copy(&scratch, work.output(files::checks(&row.id(), domain.name(), shard.index))?)?;
+            mixse_eval::rows::write(
+                &work.output(files::checks(&row.id(), domain.name(), shard.index))?,
+                &rows,
+            )?;
         }
         tally.record(work);
         Ok(watch.finish()?)
@@ -204,10 +209,11 @@ impl Pipeline {
             if self.outline().own_domains().iter().any(|own| own.name() == name) {
                 let expert = Evaluated::Expert(name.to_owned());
                 let rows = work.run().join(files::checks(&expert.id(), name, shard.index));
-                tally.add(&mixse_eval::rows::read::<Row>(&rows)?);
-                fs::copy(&rows, made)?;
+                let rows = mixse_eval::rows::read::<Row>(&rows)?;
+                tally.add(&rows);
+                mixse_eval::rows::write(&made, &rows)?;
             } else {
-                fs::write(made, "")?;
+                write(&made, b"")?;
             }
         }
         tally.record(work);
@@ -268,6 +274,10 @@ impl Pipeline {
             },
         })
     }
+}
+
+fn runs_code(item: &Example) -> bool {
+    matches!(item.answer, Some(Answer::Code { .. }))
 }
 
 /// This program as the launcher of its own sandbox.

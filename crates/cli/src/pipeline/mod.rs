@@ -17,8 +17,13 @@ mod router;
 mod routing;
 mod run_directory;
 mod train;
+mod versions;
 
-use std::{path::PathBuf, rc::Rc};
+use std::{
+    cell::OnceCell,
+    path::{Path, PathBuf},
+    rc::Rc,
+};
 
 use anyhow::Context;
 use mixse_eval::checks::Shard;
@@ -29,10 +34,11 @@ use mixse_selfmoe::{
     recipe::Recipe,
     template::InstructionTemplate,
 };
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     config::Config,
+    identity::Arithmetic,
     machine::{peak_memory, reset_peak_memory},
     output::usage_error,
     progress::Progress,
@@ -52,7 +58,12 @@ pub(crate) struct Pipeline {
     recipe: Recipe,
     template: InstructionTemplate,
     models: Rc<Models>,
+    /// The Python that runs generated code here; none where code cannot be run. Found when it is asked for.
+    python: OnceCell<Option<String>>,
 }
+
+/// The most bytes of a JSON file of a run: tasks and samples of a domain, never tensors.
+const MAX_JSON: u64 = 1 << 30;
 
 /// The figure under which tasks record the most memory that their process has held, in bytes.
 const PEAK_MEMORY: &str = "peak_memory";
@@ -75,7 +86,7 @@ impl Pipeline {
         let recipe = Recipe::built_in(config.recipe_settings())?;
         let template = InstructionTemplate::built_in()?;
         let models = Rc::new(Models::named(&config));
-        Ok(Self { config, domains, recipe, template, models })
+        Ok(Self { config, domains, recipe, template, models, python: OnceCell::new() })
     }
 
     /// Finds (and pulls) the base model and checks its files; without it the plan can only be looked at.
@@ -90,11 +101,19 @@ impl Pipeline {
         self.models = models;
     }
 
+    /// The run has experts of its own, trained on what the base writes.
+    pub(crate) fn has_own_experts(&self) -> bool {
+        self.outline().uses_data()
+    }
+
     /// The plan over a run directory.
     pub(crate) fn plan<'a>(&'a self, run: &'a RunDirectory) -> anyhow::Result<Plan<'a>> {
-        let mut tasks = self.all_data_tasks()?;
-        tasks.extend(self.own_domains().iter().map(|domain| self.expert_task(domain)));
-        tasks.extend(self.statistics_tasks()?);
+        let mut tasks = Vec::new();
+        if self.outline().uses_data() {
+            tasks.extend(self.all_data_tasks()?);
+            tasks.extend(self.own_domains().iter().map(|domain| self.expert_task(domain)));
+            tasks.extend(self.statistics_tasks()?);
+        }
         if self.outline().evaluates_mixture() {
             tasks.push(self.router_task());
         }
@@ -109,12 +128,27 @@ impl Pipeline {
         let report = vec!["report.html".into(), "report.json".into()];
         let write = move |work: &Work<'_>| Ok(self.write_report(run, work)?);
         tasks.push(Task::new("report", everything, report, write).of_this_run());
-        Ok(Plan::new(run.path(), tasks)?)
+        self.plan_of(run, tasks)
     }
 
     /// The part of the plan that makes the domains' rows.
     pub(crate) fn data_plan<'a>(&'a self, run: &'a RunDirectory) -> anyhow::Result<Plan<'a>> {
-        Ok(Plan::new(run.path(), self.all_data_tasks()?)?)
+        self.plan_of(run, self.all_data_tasks()?)
+    }
+
+    /// A plan of tasks that name the version of the code that makes them and, where numbers of the model decide what they make, how those are
+    /// computed.
+    fn plan_of<'a>(&self, run: &RunDirectory, tasks: Vec<Task<'a>>) -> anyhow::Result<Plan<'a>> {
+        let arithmetic = Arithmetic { device: self.config.device, portable: self.config.portable }.value();
+        let complete = |task: Task<'a>| {
+            let version = versions::version(task.id());
+            let task = task.with_version(version);
+            match task.reads_value(MODEL) {
+                true => task.with_input(Input::fixed("arithmetic", arithmetic.clone())),
+                false => task,
+            }
+        };
+        Ok(Plan::new(run.path(), tasks.into_iter().map(complete).collect())?)
     }
 
     fn all_data_tasks(&self) -> anyhow::Result<Vec<Task<'_>>> {
@@ -153,13 +187,42 @@ impl Pipeline {
 
     /// The base model and how it is run: an input of every task that uses it.
     fn model_input(&self) -> Input {
-        let Config { precision, device, portable, .. } = &self.config;
-        let Ok(hash) = self.models.hash() else { return Input::Unknown("model".into()) };
-        let value = serde_json::json!({
-            "hash": hash, "precision": precision, "device": device, "portable": portable,
-        });
-        Input::value("model", value)
+        let Ok(hash) = self.models.hash() else { return Input::Unknown(MODEL.into()) };
+        let Ok(texts) = self.models.text_hash() else { return Input::Unknown(MODEL.into()) };
+        let precision = self.config.precision;
+        Input::value(MODEL, serde_json::json!({ "hash": hash, "texts": texts, "precision": precision }))
     }
+
+    /// What runs generated code, as an input of tasks that do.
+    fn python_input(&self) -> Input {
+        let find = || evaluate::open_sandbox().ok().map(|sandbox| sandbox.python().version.clone());
+        Input::fixed("python", self.python.get_or_init(find).clone().into())
+    }
+}
+
+/// The name of the input that says which model is used.
+const MODEL: &str = "model";
+
+/// Writes a file of a run.
+pub(crate) fn write(path: &Path, content: &[u8]) -> anyhow::Result<()> {
+    mixse_files::write_atomic(path, content).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Writes a JSON file for programs.
+fn write_json(path: &Path, value: &impl Serialize) -> anyhow::Result<()> {
+    write(path, &serde_json::to_vec(value)?)
+}
+
+/// Writes a JSON file for people.
+fn write_pretty(path: &Path, value: &impl Serialize) -> anyhow::Result<()> {
+    write(path, &serde_json::to_vec_pretty(value)?)
+}
+
+/// Reads a JSON file of a run.
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
+    let text =
+        mixse_files::read_text(path, MAX_JSON).with_context(|| format!("cannot read {}", path.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display()))
 }
 
 /// A part of the configuration as an input.

@@ -16,6 +16,7 @@ use mixse_selfmoe::merge::Deltas;
 use crate::{
     config::Config,
     device::load_options,
+    identity::text_hash,
     pull::{Cache, resolve_base},
 };
 
@@ -42,6 +43,7 @@ struct Opened {
     checkpoint: Checkpoint,
     hash: String,
     unused: Unused,
+    text_hash: String,
     options: LoadOptions,
     engine: OnceCell<Engine>,
 }
@@ -60,9 +62,10 @@ impl Models {
         // A model without a tokenizer can be inspected, but no run can be made with it.
         checkpoint.tokenizer.encode("", Bos::Never).with_context(|| format!("{}", path.display()))?;
         let hash = checkpoint.hash()?;
+        let text_hash = text_hash(&checkpoint)?;
         mixse_kernels::pool::set_threads(config.threads.count());
         let unused = config.unused();
-        let opened = Opened { path, checkpoint, hash, unused, options, engine: OnceCell::new() };
+        let opened = Opened { path, checkpoint, hash, unused, text_hash, options, engine: OnceCell::new() };
         Ok(Self { opened: Some(opened), ..Self::named(config) })
     }
 
@@ -76,6 +79,11 @@ impl Models {
 
     pub(super) fn hash(&self) -> anyhow::Result<&str> {
         Ok(&self.opened()?.hash)
+    }
+
+    /// Of what turns text into tokens, where [`Models::hash`] does not cover it.
+    pub(super) fn text_hash(&self) -> anyhow::Result<&str> {
+        Ok(&self.opened()?.text_hash)
     }
 
     pub(super) fn checkpoint(&self) -> anyhow::Result<&Checkpoint> {

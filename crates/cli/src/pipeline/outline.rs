@@ -98,6 +98,13 @@ impl<'a> Outline<'a> {
         self.evaluated().iter().any(Evaluated::is_own_mixture)
     }
 
+    /// Something that is compared is made from the rows that the base writes. A run that only compares experts of the seeds has no use for any.
+    pub(super) fn uses_data(self) -> bool {
+        let methods = &self.config.methods;
+        !methods.contains(&Method::SeedOnly)
+            || methods.iter().any(|method| !matches!(method, Method::Base | Method::SeedOnly))
+    }
+
     pub(super) fn check_items(self, domain: &'a Domain) -> &'a [Example] {
         let rest = domain.check.get(self.config.evaluation.skip..).unwrap_or_default();
         &rest[..rest.len().min(self.config.evaluation.items)]

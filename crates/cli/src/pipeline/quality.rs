@@ -13,12 +13,14 @@ use mixse_selfmoe::{
 };
 use serde_json::Value;
 
-use super::{Pipeline, TaskResult, Watch, files, value_input};
+use super::{Pipeline, TaskResult, Watch, files, value_input, write_pretty};
 
 /// Texts whose hidden states are compared, at most: evenly chosen ones.
 const MAX_EMBEDDED: usize = 500;
 /// Tokens of a text that are looked at.
 const MAX_TOKENS: usize = 256;
+/// The most bytes of a benchmark's file.
+const MAX_BENCHMARK: u64 = 4 << 30;
 
 impl Pipeline {
     pub(super) fn quality_task<'a>(&'a self, domain: &'a Domain) -> Task<'a> {
@@ -68,7 +70,7 @@ impl Pipeline {
             seed_spread,
             overlaps,
         };
-        Ok(fs::write(work.output(files::quality(name))?, serde_json::to_vec_pretty(&found)?)?)
+        Ok(write_pretty(&work.output(files::quality(name))?, &found)?)
     }
 
     /// The mean of a text's final hidden states in the base, `[d]`, and the tokens it took.
@@ -118,7 +120,8 @@ pub(super) fn benchmark_overlaps(
         .iter()
         .map(|path| {
             let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+            let text = mixse_files::read_text(path, MAX_BENCHMARK)
+                .with_context(|| format!("cannot read {}", path.display()))?;
             let mut items = Vec::new();
             for (number, line) in (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty()) {
                 let row: Value = serde_json::from_str(line)

@@ -17,9 +17,10 @@ use mixse_eval::{
     sandbox::Python,
     stats::paired_bootstrap,
 };
+use mixse_files::files_below;
 use mixse_selfmoe::{
     jsonl,
-    plan::{State, Work, files::files_below},
+    plan::{State, Work},
     quality::DomainQuality,
     record::SyntheticRow,
     select,
@@ -28,7 +29,7 @@ use serde::de::DeserializeOwned;
 
 use super::{
     Outline, PEAK_MEMORY, Pipeline, RunDirectory, evaluate::Evaluated, files, quality::benchmark_overlaps,
-    routing::RoutingFile, train::LossFile,
+    routing::RoutingFile, train::LossFile, write, write_json,
 };
 use crate::{config::Method, machine::Machine, output::bytes};
 
@@ -47,8 +48,8 @@ impl Pipeline {
     pub(super) fn write_report(&self, run: &RunDirectory, work: &Work<'_>) -> anyhow::Result<()> {
         // Everything is there: the task depends on all others.
         let (data, _) = self.outline().report_data(run, machine_here(), None)?;
-        fs::write(work.output("report.json")?, serde_json::to_vec(&data)?)?;
-        Ok(fs::write(work.output("report.html")?, render(&data)?)?)
+        write_json(&work.output("report.json")?, &data)?;
+        write(&work.output("report.html")?, render(&data)?.as_bytes())
     }
 }
 
@@ -161,8 +162,10 @@ impl Outline<'_> {
     }
 
     fn curves(self, run: &Path, missing: &mut Vec<String>) -> anyhow::Result<Vec<Curve>> {
-        let mut trainings: Vec<(String, String)> =
-            self.names().into_iter().map(|name| (format!("expert {name}"), name)).collect();
+        let mut trainings: Vec<(String, String)> = match self.uses_data() {
+            true => self.names().into_iter().map(|name| (format!("expert {name}"), name)).collect(),
+            false => Vec::new(),
+        };
         for method in &self.config.methods {
             let id = method.id();
             match method {
@@ -193,6 +196,9 @@ impl Outline<'_> {
         missing: &mut Vec<String>,
     ) -> anyhow::Result<Vec<DomainQuality>> {
         let mut all = Vec::new();
+        if !self.uses_data() {
+            return Ok(all);
+        }
         for domain in self.names() {
             let Some(mut found) = read_json::<DomainQuality>(&run.join(files::quality(&domain)))? else {
                 missing.push(format!("quality of {domain}"));
@@ -209,6 +215,9 @@ impl Outline<'_> {
 
     fn funnels(self, run: &Path, missing: &mut Vec<String>) -> anyhow::Result<Vec<Funnel>> {
         let mut funnels = Vec::new();
+        if !self.uses_data() {
+            return Ok(funnels);
+        }
         for domain in self.names() {
             match read_json::<select::Funnel>(&run.join(files::funnel(&domain)))? {
                 Some(found) => funnels.push(funnel(domain, &found)),
@@ -369,11 +378,8 @@ fn result_files(run: &Path) -> anyhow::Result<Vec<FileLink>> {
 
 /// A JSON file, if it is there.
 fn read_json<T: DeserializeOwned>(path: &Path) -> anyhow::Result<Option<T>> {
-    match fs::read(path) {
-        Ok(text) => {
-            serde_json::from_slice(&text).map(Some).with_context(|| format!("{} is damaged", path.display()))
-        }
+    match fs::metadata(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
+        _ => super::read_json(path).map(Some),
     }
 }

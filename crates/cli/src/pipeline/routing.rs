@@ -1,8 +1,7 @@
 //! Where the mixture's tokens went: the heatmap and the coloured samples of the report.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{path::Path, sync::Arc};
 
-use anyhow::Context;
 use mixse_eval::{
     checks::Row,
     report::{Routing, RoutingRow, Sample, Token},
@@ -19,7 +18,9 @@ use mixse_selfmoe::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Pipeline, TaskResult, Watch, evaluate::Evaluated, files, shards, value_input};
+use super::{
+    Pipeline, TaskResult, Watch, evaluate::Evaluated, files, read_json, shards, value_input, write_json,
+};
 use crate::config::Method;
 
 /// Responses per domain that are routed for the heatmap: enough for shares to a percent.
@@ -71,7 +72,7 @@ impl Pipeline {
             let _ = watch.at(index + 1, tokens);
         }
         watch.finish()?;
-        Ok(fs::write(work.output(files::routing())?, serde_json::to_vec(&file)?)?)
+        Ok(write_json(&work.output(files::routing())?, &file)?)
     }
 
     /// The tokens of a response with each expert's part in their decisions, averaged over the blocks.
@@ -103,9 +104,7 @@ impl Pipeline {
 
 /// The routing of a finished run.
 pub(super) fn read_routing(run: &Path) -> anyhow::Result<RoutingFile> {
-    let path = run.join(files::routing());
-    let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))
+    read_json(&run.join(files::routing()))
 }
 
 fn sample(domain: &Domain, item: &Example, row: &Row, tokens: Vec<Token>) -> Sample {

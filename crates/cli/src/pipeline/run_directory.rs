@@ -6,14 +6,13 @@ use std::{
 };
 
 use anyhow::Context;
-use mixse_selfmoe::plan::{
-    Plan, State,
-    files::{TEMPORARY_PREFIX, write_atomic},
-};
+use mixse_files::write_atomic;
+use mixse_selfmoe::plan::{Plan, State};
 use serde::{Deserialize, Serialize};
 
+use super::{read_json, write_pretty};
 use crate::{
-    config::{Config, compare, read_resolved},
+    config::{Config, MAX_CONFIG, compare, read_resolved},
     machine::Machine,
     output::usage_error,
 };
@@ -110,13 +109,7 @@ impl RunDirectory {
     /// The summary as it was written last; nothing before the first task is done.
     pub(super) fn summary(&self) -> anyhow::Result<Option<RunFile>> {
         let file = self.path.join(SUMMARY);
-        match fs::read(&file) {
-            Ok(text) => serde_json::from_slice(&text)
-                .map(Some)
-                .with_context(|| format!("{} is damaged", file.display())),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(e).with_context(|| format!("cannot read {}", file.display())),
-        }
+        if file.exists() { read_json(&file).map(Some) } else { Ok(None) }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -126,7 +119,7 @@ impl RunDirectory {
     /// The configuration as it was written.
     pub(crate) fn config_text(&self) -> anyhow::Result<String> {
         let file = self.path.join(CONFIG);
-        fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))
+        mixse_files::read_text(&file, MAX_CONFIG).with_context(|| format!("cannot read {}", file.display()))
     }
 
     /// Writes `run.json` from the states of all tasks.
@@ -140,12 +133,11 @@ impl RunDirectory {
         let version = env!("CARGO_PKG_VERSION").to_owned();
         let run = RunFile { version, machine: Machine::detect(), finished, tasks };
         let file = self.path.join(SUMMARY);
-        write_atomic(&file, &serde_json::to_vec_pretty(&run)?)
-            .with_context(|| format!("cannot write {}", file.display()))
+        write_pretty(&file, &run)
     }
 }
 
 /// A file that another process, which starts the same run, is just writing.
 fn is_temporary(entry: &fs::DirEntry) -> bool {
-    entry.file_name().to_string_lossy().starts_with(TEMPORARY_PREFIX)
+    mixse_files::is_temporary(&entry.file_name())
 }

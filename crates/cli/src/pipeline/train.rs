@@ -1,12 +1,11 @@
 //! Trainings: what goes in, where the result is kept, how progress is shown.
 
 use std::{
-    fs,
     ops::ControlFlow,
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use mixse_model::{
     engine::{Engine, Memory},
     expert::Expert,
@@ -24,14 +23,14 @@ use mixse_selfmoe::{
     record::SyntheticRow,
     template::InstructionTemplate,
     train::{
-        History, Job, Outcome, StepReport, TrainConfig, TrainRow, Validated, check_expert, train_expert,
-        train_jointly,
+        Cut, History, Job, Outcome, StepReport, TrainConfig, TrainRow, Validated, check_expert,
+        discard_damaged, train_expert, train_jointly,
     },
 };
 
 use serde::{Deserialize, Serialize};
 
-use super::{Pipeline, TaskResult, Watch, files, value_input};
+use super::{Pipeline, TaskResult, Watch, files, value_input, write_json};
 use crate::{
     config::{AdapterSource, ExpertSection, MemoryLimit},
     machine::{held_memory, unused_memory},
@@ -234,6 +233,15 @@ impl Pipeline {
         work: &Work<'_>,
     ) -> anyhow::Result<Job<'j>> {
         let engine = self.models.engine()?;
+        let cut = Cut::of(rows, config.max_tokens);
+        if cut.rows > 0 {
+            note(format_args!("{cut} (max_tokens = {})", config.max_tokens));
+        }
+        work.record("rows_cut", cut.rows as f64);
+        work.record("targets_cut", cut.targets as f64);
+        if let Some(damage) = discard_damaged(state)? {
+            note(format_args!("the checkpoint is damaged, and this training starts again: {damage}"));
+        }
         let memory = self.training_memory(engine, rows, config, ranks, work);
         let tokens: usize =
             rows.iter().map(|row| (row.prompt_ids.len() + row.target_ids.len()).min(config.max_tokens)).sum();
@@ -414,7 +422,7 @@ impl From<History> for LossFile {
 
 impl LossFile {
     pub(super) fn write(&self, path: &Path) -> anyhow::Result<()> {
-        fs::write(path, serde_json::to_vec(self)?).with_context(|| format!("cannot write {}", path.display()))
+        write_json(path, self)
     }
 }
 

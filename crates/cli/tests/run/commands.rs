@@ -32,6 +32,7 @@ fn a_finished_run_is_reported_merged_exported_and_served() {
     report(&sandbox);
     merge(&sandbox);
     export(&sandbox);
+    overwriting(&sandbox);
     generate(&sandbox);
     chat(&sandbox);
     serve(&sandbox);
@@ -115,6 +116,72 @@ fn export(sandbox: &Sandbox) {
     refused(&["export", "run", "--format", "merged", "--out", "x"], "--only");
     refused(&["export", "run", "--only", "nobody", "--format", "peft", "--out", "x"], "it has words, sums");
     refused(&["export", "run", "--format", "peft", "--out", "peft"], "is not empty");
+}
+
+/// Nothing is replaced by a call that was not told to, and no input by its own result.
+fn overwriting(sandbox: &Sandbox) {
+    let refused = |arguments: &[&str], expected: &str| {
+        let before = tiny::files(&sandbox.path(""));
+        let output = sandbox.mixse(arguments);
+        assert_eq!(output.code, 2, "{arguments:?}: {}", output.stderr);
+        assert!(output.stderr.contains(expected), "{arguments:?}: {expected:?} is not in: {}", output.stderr);
+        assert!(tiny::files(&sandbox.path("")) == before, "{arguments:?} changed something");
+    };
+    let merge = |out: &'static str, rest: &[&'static str]| {
+        [&["merge", "--method", "linear", "--out", out], &BOTH[..], rest].concat()
+    };
+    refused(&merge("linear", &[]), "--force");
+    refused(&merge("run/experts/words", &[]), "is what this command reads");
+    refused(&merge("run/experts/words/", &["--force"]), "is what this command reads");
+    refused(&merge("run/experts", &["--force"]), "contains");
+    refused(&merge("run", &["--force"]), "contains");
+    refused(&merge("model", &["--force", "--base", "model"]), "is what this command reads");
+    refused(&merge("domains", &["--force"]), "would not have written");
+    refused(&merge("mixse.toml", &["--force"]), "is a file");
+    done(sandbox, &merge("linear", &["--force"]));
+    let weights: Value =
+        serde_json::from_slice(&fs::read(sandbox.path("linear/adapter_config.json")).unwrap()).unwrap();
+    assert_eq!(weights["r"], 16);
+    fs::write(sandbox.path("ids.jsonl"), "{\"prompt_ids\": [5, 6], \"target_ids\": [7, 8, 9]}\n".repeat(4))
+        .unwrap();
+    let train = |out: &'static str, rest: &[&'static str]| {
+        let words =
+            ["train", "expert", "--model", "model", "--ids-data", "ids.jsonl", "--steps", "1", "--out", out];
+        [&words[..], rest].concat()
+    };
+    done(sandbox, &train("trained", &[]));
+    refused(&train("trained", &[]), "--force");
+    refused(&train("trained", &["--force", "--init", "trained"]), "is what this command reads");
+    refused(&train(".", &["--force"]), "contains");
+    refused(&train("model", &["--force"]), "is what this command reads");
+    let router = ["train", "router", "--model", "model", "--ids-data", "ids.jsonl", "--steps", "1", "--out"];
+    refused(&[&router[..], &["trained"], &BOTH[..]].concat(), "--force");
+    refused(
+        &[&router[..], &["run/experts/sums", "--force"], &BOTH[..]].concat(),
+        "is what this command reads",
+    );
+    let cut = json(sandbox, &train("trained", &["--force", "--max-tokens", "4", "--json"]));
+    assert_eq!(cut["cut"], json!({ "rows": 4, "of": 4, "targets": 4, "longest": 5 }));
+    let told = done(sandbox, &train("trained", &["--force", "--max-tokens", "4"])).stderr;
+    assert!(told.contains("4 of 4 rows are longer"), "{told}");
+    refused(&["export", "run", "--format", "peft", "--out", "run/experts", "--force"], "contains");
+    refused(
+        &["export", "--base", "model", "--format", "merged", "--out", "model", "--force"],
+        "is what this command reads",
+    );
+    done(sandbox, &["export", "run", "--format", "peft", "--out", "peft", "--force"]);
+    refused(&["report", "run", "--out", "mixse.toml"], "no report page");
+    refused(&["report", "run", "--out", "run/mixse.toml"], "no report page");
+    fs::create_dir(sandbox.path("mine")).unwrap();
+    fs::write(sandbox.path("mine/words.jsonl"), "mine\n").unwrap();
+    refused(&["generate", "-c", "mixse.toml", "--out", "mine"], "not empty");
+    fs::write(
+        sandbox.path("study.toml"),
+        "title = 'x'\nabout = 'x'\nbases = ['model']\nseeds = [0]\nmethods = ['base']\n",
+    )
+    .unwrap();
+    let foreign = sandbox.mixse(["study", "study.toml", "--out", "mine"]);
+    assert_eq!(foreign.code, 2, "{}", foreign.stderr);
 }
 
 fn generate(sandbox: &Sandbox) {

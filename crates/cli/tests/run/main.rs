@@ -13,4 +13,5 @@ mod methods;
 mod refuse;
 mod same;
 mod tiny;
+mod versions;
 mod whole;

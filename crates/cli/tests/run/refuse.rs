@@ -360,3 +360,83 @@ fn a_full_disk_stops_a_run_that_goes_on_when_there_is_room() {
     assert_eq!(read("left.txt"), "");
     tiny::assert_same(&sandbox.path("after"), &sandbox.path("whole"));
 }
+
+/// An adapter on a small disk, the disk filled, and a training that is to replace the adapter.
+const FULL_FOR_AN_ADAPTER: &str = "
+mkdir disk && mount -t tmpfs -o size=8m tmpfs disk || exit 77
+train() { \"$MIXSE\" train expert --model model --ids-data ids.jsonl --steps 1 --out disk/e \"$@\"; }
+train --rank 4 2>first.txt || exit 1
+cp -r disk/e before
+dd if=/dev/zero of=disk/fill bs=1k 2>/dev/null
+train --rank 16 --alpha 99 --force 2>full.txt
+echo $? >code.txt
+cp -r disk/e after
+ls -A disk >left.txt
+exit 0
+";
+
+#[test]
+fn a_full_disk_leaves_an_adapter_as_it_was() {
+    let sandbox = tiny::sandbox();
+    let row = "{\"prompt_ids\": [5, 6], \"target_ids\": [7, 8, 9]}\n";
+    fs::write(sandbox.path("ids.jsonl"), row.repeat(4)).unwrap();
+    let status = Command::new("unshare")
+        .args(["--map-root-user", "--mount", "sh", "-c", FULL_FOR_AN_ADAPTER])
+        .env("MIXSE", env!("CARGO_BIN_EXE_mixse"))
+        .env("HOME", sandbox.path(""))
+        .current_dir(sandbox.path(""))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    match status {
+        Ok(status) if status.success() => {}
+        Ok(status) if sandbox.path("first.txt").exists() => {
+            panic!("{status}: {}", fs::read_to_string(sandbox.path("first.txt")).unwrap());
+        }
+        other => return eprintln!("not tested: no small disk can be mounted here ({other:?})"),
+    }
+    let read = |name: &str| fs::read_to_string(sandbox.path(name)).unwrap();
+    assert_eq!(read("code.txt").trim(), "1", "{}", read("full.txt"));
+    assert!(read("full.txt").contains("No space left on device"), "{}", read("full.txt"));
+    assert!(tiny::files(&sandbox.path("after")) == tiny::files(&sandbox.path("before")));
+    assert_eq!(read("left.txt"), "e\nfill\n");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn devices_and_pipes_are_not_read() {
+    let sandbox = tiny::sandbox();
+    let pipe = sandbox.path("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let check = |arguments: &[&str], expected: &str| {
+        let output = sandbox.mixse(arguments);
+        assert!(output.code != 0, "{arguments:?}");
+        assert!(output.stderr.contains(expected), "{arguments:?}: {}", output.stderr);
+    };
+    for (path, what) in [("/dev/zero", "a device"), ("pipe", "a pipe"), ("/dev/tty", "a device")] {
+        check(&["run", "-c", path, "--out", "x"], what);
+        check(&["study", path, "--out", "x"], what);
+        check(&["eval", "--model", "model", "--tasks", "mine.toml", "--samples", path], what);
+        check(&["inspect", "logits", "--model", path, "--ids", "1"], what);
+        check(&["train", "expert", "--model", "model", "--ids-data", path, "--out", "x"], what);
+        let domain = sandbox.path("domains/words/domain.toml");
+        let text = fs::read_to_string(&domain).unwrap();
+        fs::write(
+            &domain,
+            text.replace("answer =", &format!("seeds = '{}'\nanswer =", sandbox.path(path).display())),
+        )
+        .unwrap();
+        check(&["run", "-c", "mixse.toml", "--out", "x"], what);
+        fs::write(&domain, text).unwrap();
+        let weights = sandbox.path("model/config.json");
+        let kept = fs::read(&weights).unwrap();
+        fs::remove_file(&weights).unwrap();
+        std::os::unix::fs::symlink(sandbox.path(path), &weights).unwrap();
+        check(&["inspect", "logits", "--model", "model", "--ids", "1"], what);
+        fs::remove_file(&weights).unwrap();
+        fs::write(&weights, kept).unwrap();
+    }
+    // What a file's name or content says is no command to a terminal.
+    let output = sandbox.mixse(["inspect", "logits", "--model", "no\u{1b}[2Jmodel", "--ids", "1"]);
+    assert!(output.code != 0 && !output.stderr.contains('\u{1b}'), "{:?}", output.stderr);
+}

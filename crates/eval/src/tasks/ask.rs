@@ -41,10 +41,14 @@ pub(super) struct Draw {
     pub(super) stream: u64,
 }
 
+/// Raised whenever the same request to the same model comes to get another answer: how text becomes tokens, how answers end, how numbers are
+/// computed. Kept answers of other versions are not used.
+const CACHE_VERSION: &str = "2";
+
 impl Ask {
     fn key(&self, identity: &str) -> Result<String> {
         let what = serde_json::to_string(&self.what).map_err(|e| Error::Invalid(e.to_string()))?;
-        Ok(rows::key(&[identity, &self.context, &what]))
+        Ok(rows::key(&[CACHE_VERSION, identity, &self.context, &what]))
     }
 }
 

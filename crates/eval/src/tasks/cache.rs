@@ -4,7 +4,7 @@ use std::{collections::HashMap, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Result, rows};
+use crate::{Error, Result, rows};
 
 /// What a model said to a request.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -40,7 +40,14 @@ pub(super) struct Cache {
 
 impl Cache {
     pub(super) fn open(file: Option<PathBuf>) -> Result<Self> {
-        let lines: Vec<Line> = file.as_deref().map_or_else(|| Ok(Vec::new()), rows::read)?;
+        let lines: Vec<Line> = match file.as_deref().map_or_else(|| Ok(Vec::new()), rows::read) {
+            Err(Error::Row { path, line, what }) => {
+                let what =
+                    format!("{what}: remove this line, or the file; its answers are only asked for again");
+                return Err(Error::Row { path, line, what });
+            }
+            other => other?,
+        };
         Ok(Self { answers: lines.into_iter().map(|l| (l.key, l.answer)).collect(), file })
     }
 

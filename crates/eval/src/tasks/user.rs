@@ -105,12 +105,15 @@ struct FilterFile {
     last: bool,
 }
 
+/// The most bytes of a task file: its rows stand elsewhere.
+const MAX_TASK: u64 = 4 << 20;
+
 /// Reads a task file and its rows.
 ///
 /// # Errors
 /// The file or its data is missing or malformed (file, and line or key), or a template refers to a missing field.
 pub fn read(path: &Path) -> Result<Task> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    let text = mixse_files::read_text(path, MAX_TASK).map_err(|e| Error::io(path, e))?;
     let file: File = toml::from_str(&text).map_err(|e| Error::Invalid(format!("{}: {e}", path.display())))?;
     let directory = path.parent().unwrap_or(Path::new("."));
     let kind = match (&file.choices, &file.generate) {
@@ -295,6 +298,26 @@ mod tests {
             task(&generated, "{\"q\":\"x\",\"a\":[\"u\",\"v\"]}\n{\"q\":\"y\",\"a\":\"w\"}\n").unwrap();
         assert_eq!(found.items[0].gold, Gold::AnyOf(vec!["u".into(), "v".into()]));
         assert_eq!(found.items[1].gold, Gold::Text("w".into()));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn devices_are_neither_tasks_nor_rows_nor_examples() {
+        let told = |result: Result<Task>| result.unwrap_err().to_string();
+        let choice = "answer = \"{{ a }}\"\nchoices = [\"u\", \"v\"]\n";
+        let row = "{\"q\":\"x\",\"a\":\"u\"}\n";
+        for (file, rows) in [
+            (format!("{HEAD}{choice}fewshot = \"/dev/zero\"\n"), row),
+            (format!("{}{choice}", HEAD.replace("rows.jsonl", "/dev/zero")), row),
+        ] {
+            let message = told(task(&file, rows));
+            assert!(message.contains("/dev/zero: is a device"), "{message}");
+        }
+        assert!(told(read(Path::new("/dev/zero"))).contains("is a device"));
+        assert_eq!(
+            task(&format!("\u{feff}{HEAD}{choice}"), &format!("\u{feff}{row}")).unwrap().items.len(),
+            1
+        );
     }
 
     #[test]

@@ -144,7 +144,7 @@ impl Gguf {
     }
 
     fn open_one(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| Error::io(path, e))?;
+        let file = mixse_files::open(path).map_err(|e| Error::io(path, e))?;
         let file_len = file.metadata().map_err(|e| Error::io(path, e))?.len();
         let mut header = Header { path, input: BufReader::with_capacity(1 << 20, file), at: 0, file_len };
         if header.bytes::<4>("the magic number")? != *b"GGUF" {

@@ -1,6 +1,6 @@
 //! The identity of a model.
 
-use std::{fs::File, io::Read, path::PathBuf};
+use std::{io::Read, path::PathBuf};
 
 use sha2::{Digest, Sha256};
 
@@ -11,7 +11,7 @@ pub(super) fn sha256(files: &[PathBuf]) -> Result<String> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     for path in files {
-        let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
+        let mut file = mixse_files::open(path).map_err(|e| Error::io(path, e))?;
         loop {
             let read = file.read(&mut buffer).map_err(|e| Error::io(path, e))?;
             if read == 0 {

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    fs::File,
     io::Read,
     path::{Path, PathBuf},
 };
@@ -150,7 +149,7 @@ impl Shards {
     }
 
     fn add(&mut self, path: &Path) -> Result<()> {
-        let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
+        let mut file = mixse_files::open(path).map_err(|e| Error::io(path, e))?;
         let file_len = file.metadata().map_err(|e| Error::io(path, e))?.len();
         let truncated = || {
             Error::invalid(

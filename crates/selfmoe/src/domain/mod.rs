@@ -83,24 +83,36 @@ impl Domain {
     /// Builds a domain from the files' texts; the paths are named in faults only.
     fn from_texts(manifest: Manifest, seeds: (&Path, &str), check: (&Path, &str)) -> Result<Self> {
         let mut faults = Vec::new();
+        // `None`: lines of it cannot be read, and nothing can be said about the file as a whole.
         let mut rows = |(path, text): (&Path, &str), format: RowFormat| match format.rows(path, text) {
             Ok(rows) => {
                 faults.extend(faults_of(path, &rows));
-                rows
+                Some(rows)
             }
             Err(Error::Faults(more)) => {
                 faults.extend(more);
-                Vec::new()
+                None
             }
             Err(other) => {
                 faults.push(Fault { path: path.into(), line: None, what: other.to_string() });
-                Vec::new()
+                None
             }
         };
         let seed_rows = rows(seeds, manifest.seed_format);
         let check_rows = rows(check, manifest.check_format);
-        faults.extend(seed_faults(seeds.0, &seed_rows));
-        faults.extend(check_faults(check.0, &check_rows, &seed_rows));
+        let (seed_rows, check_rows) = match (seed_rows, check_rows) {
+            (Some(seed_rows), check_rows) => {
+                faults.extend(seed_faults(seeds.0, &seed_rows));
+                let check_rows = check_rows.unwrap_or_default();
+                faults.extend(check_faults(check.0, &check_rows, &seed_rows));
+                (seed_rows, check_rows)
+            }
+            (None, check_rows) => {
+                let check_rows = check_rows.unwrap_or_default();
+                faults.extend(check_faults(check.0, &check_rows, &[]));
+                (Vec::new(), check_rows)
+            }
+        };
         if !faults.is_empty() {
             return Err(Error::Faults(faults));
         }

@@ -75,6 +75,36 @@ fn faults_of_the_manifest_name_line_and_key() {
 }
 
 #[test]
+fn a_bad_row_says_nothing_about_the_others() {
+    for bad in ["{\"id\": 5}\n", "nonsense\n"] {
+        let folder = folder(MANIFEST, &(seeds(99) + bad), None);
+        let message = Domain::open(folder.path()).unwrap_err().to_string();
+        assert!(message.contains("seeds.jsonl:100: ") && !message.contains("usable"), "{message}");
+        assert_eq!(message.lines().count(), 1, "{message}");
+    }
+}
+
+#[test]
+fn byte_order_marks_are_no_part_of_a_file() {
+    let check =
+        r#"{"id":"c","instruction":"Dog?","output":"Yes.","answer":{"kind":"text","accept":["yes"]}}"#;
+    let folder = folder(
+        &format!("\u{feff}{MANIFEST}"),
+        &format!("\u{feff}{}\u{feff}{}", seeds(5), seeds(6).lines().last().unwrap()),
+        Some(&format!("\u{feff}{check}")),
+    );
+    let domain = Domain::open(folder.path()).unwrap();
+    assert_eq!((domain.seeds.len(), domain.check.len()), (6, 1));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn devices_are_no_files_of_seeds() {
+    let manifest = format!("{MANIFEST}seeds = '/dev/zero'\n");
+    refused(&manifest, &seeds(5), None, &["/dev/zero: is a device, not a regular file"]);
+}
+
+#[test]
 fn all_faults_of_the_rows_are_listed_at_once() {
     refused(MANIFEST, &seeds(4), None, &["seeds.jsonl: 4 usable seeds, at least 5"]);
     let bad = seeds(5)

@@ -43,6 +43,9 @@ impl Default for Timing {
 /// A claim without a readable holder is one that is being written, or whose writer died over it; it counts for so long.
 const UNREADABLE_GRACE: Duration = Duration::from_secs(10);
 
+/// The most bytes of a claim: a line for its holder, and a byte for every sign of life.
+const MAX_CLAIM: u64 = 64 << 20;
+
 /// Lost races after which something else must be wrong.
 const MAX_RACES: usize = 100;
 
@@ -167,7 +170,7 @@ fn living_holder(
     timing: Timing,
 ) -> Result<Option<Holder>> {
     let path = claim_path(directory, name, generation);
-    let text = match fs::read(&path) {
+    let text = match mixse_files::read(&path, MAX_CLAIM) {
         Ok(text) => text,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(Error::io(&path)(e)),
@@ -198,7 +201,7 @@ fn age(directory: &Path, path: &Path) -> Result<Duration> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Duration::MAX),
         Err(e) => return Err(Error::io(path)(e)),
     };
-    let probe = tempfile::Builder::new().prefix(super::files::TEMPORARY_PREFIX).tempfile_in(directory);
+    let probe = mixse_files::temporary_file(directory);
     let now = probe.and_then(|mut probe| {
         probe.write_all(b"x")?;
         modified(probe.as_file().metadata())
@@ -281,7 +284,7 @@ impl Drop for Claim {
         let path = claim_path(&self.directory, &self.name, self.generation);
         let released = Holder { released: true, ..self.holder.clone() };
         // If this fails, others recognise the end of this process instead.
-        let _ = serde_json::to_vec(&released).map(|text| super::files::write_atomic(&path, &text));
+        let _ = serde_json::to_vec(&released).map(|text| mixse_files::write_atomic(&path, &text));
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::TaskError;
+use super::{Change, TaskError};
 
 /// Why tasks could not be run.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +53,32 @@ pub enum Error {
         /// What is wrong with it.
         what: String,
     },
+    /// A task was done elsewhere: with values that must be the same over a whole run and are not those of this process.
+    #[error(
+        "task {id} was done with other numbers than this machine or call would give ({}), and a run's results are not mixed: go on where it was begun \
+         or with the same settings, choose another directory, or remove {state} and the records after it to make them again here",
+        list(changes)
+    )]
+    Elsewhere {
+        /// The task.
+        id: String,
+        /// Its record.
+        state: PathBuf,
+        /// What differs.
+        changes: Vec<Change>,
+    },
+    /// Tasks were done by a program that did not record which version of its code made them.
+    #[error(
+        "{directory} was made by an earlier version of mixse, which did not record what its results depend on: they can be looked at and used \
+         (report, chat, serve, eval, export), but not be continued by this version. Choose another directory, or remove {states} \
+         to make everything again"
+    )]
+    Unversioned {
+        /// The run.
+        directory: PathBuf,
+        /// The records.
+        states: PathBuf,
+    },
     /// Another process took the task over because this one had given no sign of life.
     #[error("task {0} was taken over by another process, because this one gave no sign of life for too long")]
     Lost(String),
@@ -64,6 +90,10 @@ pub enum Error {
         /// Why.
         source: TaskError,
     },
+}
+
+fn list(changes: &[Change]) -> String {
+    changes.iter().map(Change::to_string).collect::<Vec<_>>().join(", ")
 }
 
 impl Error {

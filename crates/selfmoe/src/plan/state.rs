@@ -1,11 +1,15 @@
 //! What a task's last success was: `tasks/state/ID.json`.
 
-use std::{collections::BTreeMap, fs, io, path::Path};
+use std::{collections::BTreeMap, io, path::Path};
 
+use mixse_files as files;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Error, Result, files};
+use super::{Error, Result};
+
+/// The most bytes of a record.
+const MAX_STATE: u64 = 64 << 20;
 
 /// The record of a success.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -14,6 +18,9 @@ pub struct State {
     pub task: String,
     /// Hash of each input by its name.
     pub inputs: BTreeMap<String, String>,
+    /// The values among the inputs that are small, by their names: what to say when one of them has changed.
+    #[serde(default)]
+    pub values: BTreeMap<String, Value>,
     /// Hash of each output by its path below the run directory.
     pub outputs: BTreeMap<String, String>,
     /// Name of the machine that ran it.
@@ -31,7 +38,7 @@ pub struct State {
 
 impl State {
     pub(super) fn read(path: &Path) -> Result<Option<Self>> {
-        let text = match fs::read(path) {
+        let text = match files::read(path, MAX_STATE) {
             Ok(text) => text,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(Error::io(path)(e)),

@@ -9,10 +9,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{
-    Error, Result, State,
-    files::{TEMPORARY_PREFIX, hash_bytes, hash_path, link_tree, sync_directory},
-};
+use mixse_files::{hash_bytes, hash_path, link_tree, sync_directory, sync_tree, temporary_directory};
+
+use super::{Error, Result, State};
 
 /// A directory of results by the hash of what they depend on. Several processes may use it at once.
 #[derive(Debug, Clone)]
@@ -56,15 +55,13 @@ impl Store {
     pub(super) fn keep(&self, state: &State, run: &Path) -> Result<()> {
         let entry = self.entry(&state.task, &state.inputs);
         fs::create_dir_all(&self.directory).map_err(Error::io(&self.directory))?;
-        let made = tempfile::Builder::new()
-            .prefix(TEMPORARY_PREFIX)
-            .tempdir_in(&self.directory)
-            .map_err(Error::io(&self.directory))?;
+        let made = temporary_directory(&self.directory).map_err(Error::io(&self.directory))?;
         for name in state.outputs.keys() {
             let from = run.join(name);
             link_tree(&from, &made.path().join("files").join(name)).map_err(Error::io(&from))?;
         }
         state.write(&made.path().join("state.json"))?;
+        sync_tree(made.path()).map_err(Error::io(made.path()))?;
         match fs::rename(made.path(), &entry) {
             Ok(()) => sync_directory(&self.directory).map_err(Error::io(&self.directory)),
             // Another process has kept the same result.

@@ -78,7 +78,14 @@ fn what_is_done_is_skipped_and_what_changed_is_done_again() {
     assert_eq!(fs::read_to_string(f.path("b/copy.txt")).unwrap(), "short");
     assert_eq!(f.status(1), [Status::Done, Status::Done, Status::Done]);
     assert_eq!(f.run(1), [0, 0, 0]);
-    assert_eq!(f.status(2)[0], Status::Ready(Reason::Inputs(vec!["value v".into()])));
+    assert_eq!(
+        f.status(2)[0],
+        Status::Ready(Reason::Inputs(vec![Change {
+            input: "value v".into(),
+            then: Some(json!(1)),
+            now: Some(json!(2))
+        }]))
+    );
     assert_eq!(f.run(2), [1, 0, 0], "the same output asks for nothing more");
     fs::write(f.path("in.txt"), "abcdefg").unwrap();
     assert_eq!(f.run(2), [1, 1, 0]);
@@ -289,4 +296,77 @@ fn runs_that_share_a_store_make_equal_results_once() {
     }
     assert_eq!(run("d", 1), "data");
     assert_eq!((made.take().len(), read("d/expert.txt").as_str()), (2, "expert 1"));
+}
+
+/// A task of this version whose numbers come from this machine.
+fn versioned(directory: &Path, version: Option<u32>, machine: &str, value: i64) -> Plan<'static> {
+    let write = |work: &Work<'_>| Ok(fs::write(work.output("a.txt")?, "a")?);
+    let inputs = vec![Input::fixed("machine", json!(machine)), Input::value("v", json!(value))];
+    let task = Task::new("a", inputs, vec!["a.txt".into()], write);
+    Plan::new(
+        directory,
+        vec![match version {
+            Some(version) => task.with_version(version),
+            None => task,
+        }],
+    )
+    .unwrap()
+}
+
+#[test]
+fn other_versions_are_done_again_and_other_machines_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = |version, machine, value| {
+        let mut ran = Vec::new();
+        let result = versioned(dir.path(), version, machine, value).run(&mut |event| {
+            if let Event::Started(_, reason) = event {
+                ran.push(reason);
+            }
+        });
+        result.map(|()| ran)
+    };
+    assert_eq!(run(None, "one", 1).unwrap(), [Reason::New]);
+    let unversioned = run(Some(1), "one", 1).unwrap_err().to_string();
+    for part in ["earlier version", "report", "tasks/state"] {
+        assert!(unversioned.contains(part), "{unversioned}");
+    }
+    // Whatever else has changed.
+    assert!(matches!(run(Some(1), "one", 2), Err(Error::Unversioned { .. })));
+    fs::remove_dir_all(dir.path().join("tasks/state")).unwrap();
+    assert_eq!(run(Some(1), "one", 1).unwrap(), [Reason::New]);
+    assert_eq!(run(Some(1), "one", 1).unwrap(), []);
+    let again = run(Some(2), "one", 1).unwrap();
+    let [Reason::Inputs(changes)] = &again[..] else { panic!("{again:?}") };
+    assert_eq!(changes[0].to_string(), "version: 1 → 2");
+    let elsewhere = run(Some(2), "other", 1).unwrap_err().to_string();
+    for part in ["machine: \"one\" → \"other\"", "tasks/state/a.json", "another directory"] {
+        assert!(elsewhere.contains(part), "{elsewhere}");
+    }
+    assert!(matches!(
+        versioned(dir.path(), Some(2), "other", 1).status().unwrap()[0].1,
+        Status::Ready(Reason::Elsewhere(_))
+    ));
+    assert_eq!(run(Some(2), "one", 1).unwrap(), []);
+    // A task that is to be made again anyway is made here.
+    assert!(matches!(&run(Some(2), "other", 2).unwrap()[..], [Reason::Inputs(_)]));
+}
+
+#[test]
+fn a_store_mixes_no_machines_and_no_versions() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut number = 0;
+    let mut reused = |version, machine| {
+        number += 1;
+        let mut reused = false;
+        let plan = versioned(&dir.path().join(number.to_string()), Some(version), machine, 1);
+        let plan = plan.with_store(Store::new(dir.path().join("store")));
+        plan.run(&mut |event| reused |= matches!(event, Event::Reused(_))).unwrap();
+        reused
+    };
+    assert!(!reused(1, "one"));
+    assert!(reused(1, "one"));
+    assert!(!reused(2, "one"));
+    assert!(!reused(1, "other"));
+    assert!(reused(2, "one"));
+    assert!(reused(1, "other"));
 }

@@ -1,6 +1,6 @@
 //! From rows to batches: which rows a step takes, and how they lie in a forward pass.
 
-use std::{io::BufRead, ops::Deref, path::Path, sync::Arc};
+use std::{fmt, ops::Deref, path::Path, sync::Arc};
 
 use mixse_model::{
     engine::{Dropout, Ragged, Target},
@@ -9,6 +9,7 @@ use mixse_model::{
 use serde::{Deserialize, Serialize};
 
 use super::{Result, TrainConfig, TrainError};
+use crate::jsonl;
 
 /// A tokenized row: the loss is on the target only.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,25 +47,18 @@ impl TrainRow {
 /// Names the file and the line.
 pub fn read_rows(path: &Path, vocabulary: usize) -> Result<Vec<TrainRow>> {
     let fault = |what: String| TrainError::Rows(format!("{}: {what}", path.display()));
-    let file = std::fs::File::open(path).map_err(|e| fault(e.to_string()))?;
-    let mut rows = Vec::new();
-    for (number, line) in std::io::BufReader::new(file).lines().enumerate() {
-        let line = line.map_err(|e| fault(format!("line {}: {e}", number + 1)))?;
-        if !line.trim().is_empty() {
-            let row: TrainRow =
-                serde_json::from_str(&line).map_err(|e| fault(format!("line {}: {e}", number + 1)))?;
-            for (key, ids) in [("prompt_ids", &row.prompt_ids), ("target_ids", &row.target_ids)] {
-                if let Some(at) = ids.iter().position(|&id| id as usize >= vocabulary) {
-                    return Err(fault(format!(
-                        "line {}: {key}[{at}] is {}, outside the model's vocabulary of {vocabulary} tokens",
-                        number + 1,
-                        ids[at]
-                    )));
-                }
+    let lines = jsonl::read_lines::<TrainRow>(path).map_err(|e| TrainError::Rows(e.to_string()))?;
+    for line in &lines {
+        for (key, ids) in [("prompt_ids", &line.value.prompt_ids), ("target_ids", &line.value.target_ids)] {
+            if let Some(at) = ids.iter().position(|&id| id as usize >= vocabulary) {
+                return Err(fault(format!(
+                    "line {}: {key}[{at}] is {}, outside the model's vocabulary of {vocabulary} tokens",
+                    line.number, ids[at]
+                )));
             }
-            rows.push(row);
         }
     }
+    let rows: Vec<TrainRow> = lines.into_iter().map(|line| line.value).collect();
     if rows.is_empty() {
         return Err(fault("has no rows".into()));
     }
@@ -90,6 +84,55 @@ pub(super) fn check_rows(rows: &[TrainRow], max_tokens: usize) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A model knows no positions beyond its context.
+pub(super) fn check_context(rows: &[TrainRow], max_tokens: usize, context: usize) -> Result<()> {
+    match rows.iter().position(|row| row.tokens(max_tokens) > context) {
+        None => Ok(()),
+        Some(index) => Err(TrainError::Rows(format!(
+            "row {} has {} tokens, and the model's context is {context}: rows are cut where max_tokens says ({max_tokens}); set it to at most \
+             {context}",
+            index + 1,
+            rows[index].tokens(max_tokens)
+        ))),
+    }
+}
+
+/// What `max_tokens` takes away from rows; shown, it says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Cut {
+    /// Rows that are longer.
+    pub rows: usize,
+    /// All rows.
+    pub of: usize,
+    /// Target tokens that are not trained on, over all rows.
+    pub targets: usize,
+    /// Tokens of the longest row.
+    pub longest: usize,
+}
+
+impl Cut {
+    /// What is cut off these rows.
+    pub fn of(rows: &[TrainRow], max_tokens: usize) -> Self {
+        let lost = |row: &TrainRow| row.target_ids.len() - row.targets(max_tokens);
+        Self {
+            rows: rows.iter().filter(|row| lost(row) > 0).count(),
+            of: rows.len(),
+            targets: rows.iter().map(lost).sum(),
+            longest: rows.iter().map(|row| row.prompt_ids.len() + row.target_ids.len()).max().unwrap_or(0),
+        }
+    }
+}
+
+impl fmt::Display for Cut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} of {} rows are longer than what is trained on and lose their ends, {} target tokens in all; the longest has {} tokens",
+            self.rows, self.of, self.targets, self.longest
+        )
+    }
 }
 
 /// A domain loss needs to know every row's domain.
@@ -263,6 +306,20 @@ mod tests {
             order.sort_unstable();
             assert_eq!(order, (0..10).collect::<Vec<_>>());
         }
+    }
+
+    #[test]
+    fn what_is_cut_is_counted() {
+        let rows = [row(3, 4), row(2, 9), row(4, 1)];
+        assert_eq!(Cut::of(&rows, 11), Cut { rows: 0, of: 3, targets: 0, longest: 11 });
+        assert_eq!(Cut::of(&rows, 6), Cut { rows: 2, of: 3, targets: 6, longest: 11 });
+        let told = Cut::of(&rows, 6).to_string();
+        assert!(told.starts_with("2 of 3 rows") && told.contains("6 target tokens"), "{told}");
+        // The last target is predicted, never read.
+        assert!(check_context(&rows, 11, 10).is_ok());
+        let told = check_context(&rows, 11, 9).unwrap_err().to_string();
+        assert!(told.contains("row 2") && told.contains("at most 9"), "{told}");
+        assert!(check_context(&rows, 6, 5).is_ok());
     }
 
     #[test]

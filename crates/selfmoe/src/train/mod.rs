@@ -23,10 +23,11 @@ use mixse_model::{
 };
 use serde::{Deserialize, Serialize};
 
-pub use batch::{TrainRow, read_rows};
+pub use batch::{Cut, TrainRow, read_rows};
 pub use checks::{CheckFailure, check_expert};
 pub use ridge::{DomainMoments, Moments, RidgeConfig, fit as fit_ridge};
 pub use schedule::Schedule;
+pub use state::discard_damaged;
 pub use validation::{HeldOut, Validated};
 
 use batch::{Placed, Plan};
@@ -316,6 +317,7 @@ fn optimise(
         return Err(TrainError::Config(faults.join("; ")));
     }
     batch::check_rows(job.rows, job.config.max_tokens)?;
+    batch::check_context(job.rows, job.config.max_tokens, job.engine.config.context_length)?;
     if objective.domain_loss > 0.0 {
         batch::check_domains(job.rows)?;
     }

@@ -4,7 +4,6 @@ mod report;
 
 use std::{
     collections::BTreeMap,
-    fs,
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -26,7 +25,9 @@ use self::report::{ModelReport, OfSeed, Report, over_seeds};
 use super::opened::{ExpertFlags, ModelFlags, Opened, single_experts};
 use crate::{
     args::JsonFlag,
+    identity::text_hash,
     output::{note, print, usage_error},
+    output_directory,
     pipeline::sandbox_launcher,
 };
 
@@ -141,12 +142,15 @@ impl EvalArgs {
     }
 }
 
+/// The most bytes of a list of rows.
+const MAX_SAMPLES: u64 = 64 << 20;
+
 /// `{"TASK": [ROW, …]}`, as the harness takes it: the text itself, or the path of a file that holds it.
 fn read_samples(given: &str) -> anyhow::Result<BTreeMap<String, Vec<usize>>> {
     let text = if given.trim_start().starts_with('{') {
         given.to_owned()
     } else {
-        fs::read_to_string(given).with_context(|| format!("--samples {given}"))?
+        mixse_files::read_text(Path::new(given), MAX_SAMPLES).with_context(|| format!("--samples {given}"))?
     };
     serde_json::from_str(&text)
         .map_err(|e| usage_error(format!("--samples: not of the form {{\"TASK\": [ROW, …]}}: {e}")))
@@ -161,6 +165,12 @@ struct Variant<'a> {
 
 pub(super) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let settings = args.settings()?;
+    if let Some(out) = &args.out {
+        let models = std::iter::once(&args.model.model).chain(&args.also).map(Path::new);
+        let parts = args.experts.experts.iter().chain(&args.experts.router).chain(&args.bench_data);
+        let inputs: Vec<&Path> = models.chain(parts.map(PathBuf::as_path)).collect();
+        output_directory::check_resumable(out, &inputs, true, true)?;
+    }
     // What is wrong with the tasks shows before a model is opened.
     let runs_code = load(&settings)?.iter().any(Planned::runs_code);
     let first = args.model.open(&args.experts)?;
@@ -195,8 +205,9 @@ pub(super) fn run(args: &EvalArgs) -> anyhow::Result<()> {
         .zip(&runners)
         .map(|(variant, runner)| {
             let hash = variant.opened.checkpoint.hash()?;
-            let mixture = variant.mixture.map(Mixture::fingerprint);
-            let identity = format!("{hash} {} {mixture:?}", args.model.arithmetic());
+            let mixture = variant.mixture.map(Mixture::fingerprint).transpose()?;
+            let texts = text_hash(&variant.opened.checkpoint)?;
+            let identity = format!("{hash} {texts} {} {mixture:?}", args.model.arithmetic_key());
             Ok(Contender { name: variant.name.clone(), identity, model: runner })
         })
         .collect::<anyhow::Result<Vec<_>>>()?;

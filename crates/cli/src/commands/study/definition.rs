@@ -12,7 +12,7 @@ use toml::Table;
 
 use super::growth::Growth;
 use crate::{
-    config::{Config, Method, Preset, resolve},
+    config::{Config, MAX_CONFIG, Method, Preset, resolve},
     output::usage_error,
     pipeline::{find_domains, misfits},
     pull::{Cache, resolve_base},
@@ -109,8 +109,8 @@ impl Study {
                 ready_made_names()
             )));
         }
-        let text =
-            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text = mixse_files::read_text(path, MAX_CONFIG)
+            .with_context(|| format!("cannot read {}", path.display()))?;
         Ok((Self::parse(&text, name_or_path)?, text))
     }
 

@@ -15,7 +15,7 @@ use clap::Args;
 use mixse_eval::study::{
     Figure, Findings, RunData, RunRouting, csv, figures, items_csv, latex, page, summarise,
 };
-use mixse_selfmoe::plan::{Event, Plan, Status, Store, files::write_atomic};
+use mixse_selfmoe::plan::{Event, Plan, Status, Store};
 use serde::Serialize;
 
 use crate::{
@@ -23,11 +23,15 @@ use crate::{
     commands::run::tell,
     config::Config,
     output::{note, print, usage_error},
-    pipeline::{Models, Pipeline, RunDirectory, RunPlace},
+    output_directory,
+    pipeline::{Models, Pipeline, RunDirectory, RunPlace, write},
     pull::Cache,
 };
 use definition::{Cell, Study, base_faults, ready_made_names};
 use growth::Growth;
+
+/// The study in its directory, written before anything else.
+const DEFINITION: &str = "study.toml";
 
 /// Compare methods, settings and bases over several seeds, with intervals and tests.
 ///
@@ -112,6 +116,10 @@ pub(super) fn run(args: &StudyArgs) -> anyhow::Result<()> {
         let name = Path::new(&args.study).file_stem().unwrap_or_default();
         Path::new("studies").join(name)
     });
+    if !args.list {
+        let is_ours = directory.join(DEFINITION).is_file();
+        output_directory::check_resumable(&directory, &[Path::new(&args.study)], is_ours, false)?;
+    }
     for cell in &cells {
         RunDirectory::check(&directory.join(&cell.path), &cell.config)?;
     }
@@ -120,7 +128,13 @@ pub(super) fn run(args: &StudyArgs) -> anyhow::Result<()> {
     if args.list {
         return print(args.json.format(), &progress.list(&mut bases)?);
     }
-    write(&directory.join("study.toml"), toml::to_string(&study)?.as_bytes())?;
+    let definition = directory.join(DEFINITION);
+    // A file that says the same already keeps its comments: it may be the one that this call was given.
+    let is_there =
+        definition.to_str().and_then(|path| Study::find(path).ok()).is_some_and(|(there, _)| there == study);
+    if !is_there {
+        write(&definition, toml::to_string(&study)?.as_bytes())?;
+    }
     for (index, cell) in cells.iter().enumerate() {
         note(format_args!("run {} of {}: {}", index + 1, cells.len(), cell.path.display()));
         progress.run_cell(cell, &mut bases)?;
@@ -296,13 +310,6 @@ fn forget_figures(directory: &Path, drawn: &[Figure]) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-fn write(path: &Path, content: &[u8]) -> anyhow::Result<()> {
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
-    }
-    write_atomic(path, content).with_context(|| format!("cannot write {}", path.display()))
 }
 
 #[derive(Serialize)]

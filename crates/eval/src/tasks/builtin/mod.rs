@@ -111,9 +111,12 @@ impl BenchData {
 
     fn text(&self, file: &str) -> Result<String> {
         let path = self.directory.join("fewshot").join(file);
-        std::fs::read_to_string(&path).map_err(|e| Error::io(path, e))
+        mixse_files::read_text(&path, MAX_SHOTS).map_err(|e| Error::io(path, e))
     }
 }
+
+/// The most bytes of a file of worked examples.
+const MAX_SHOTS: u64 = 16 << 20;
 
 fn unknown(name: &str) -> Error {
     Error::Invalid(format!(
