@@ -14,7 +14,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mixse_selfmoe::plan::{Input, Plan, Status, Task, Timing, Work, files::files_below};
+use mixse_files::files_below;
+use mixse_selfmoe::plan::{Input, Plan, Status, Task, Timing, Work};
 
 const DIRECTORY: &str = "MIXSE_PLAN_TEST_DIRECTORY";
 const LINES: usize = 20;

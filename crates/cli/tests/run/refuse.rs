@@ -423,7 +423,7 @@ fn devices_and_pipes_are_not_read() {
         let text = fs::read_to_string(&domain).unwrap();
         fs::write(
             &domain,
-            text.replace("answer =", &format!("seeds = '{}'\nanswer =", sandbox.path(path).display())),
+            text.replace("\nanswer =", &format!("\nseeds = '{}'\nanswer =", sandbox.path(path).display())),
         )
         .unwrap();
         check(&["run", "-c", "mixse.toml", "--out", "x"], what);
