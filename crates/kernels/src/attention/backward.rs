@@ -2,7 +2,7 @@
 
 use super::{AttentionShape, Block, Segment, TILE, gather, transpose_tiles};
 use crate::gemm::Matrix;
-use crate::isa::{self, Isa, multiversion};
+use crate::isa::{self, Available, multiversion};
 use crate::lanes::dot;
 use crate::pool::{self, Parts};
 use crate::scratch;
@@ -58,7 +58,7 @@ pub fn attention_backward(
 }
 
 struct Operands<'a> {
-    isa: Isa,
+    isa: Available,
     shape: &'a AttentionShape,
     q: &'a [f32],
     k: &'a [f32],

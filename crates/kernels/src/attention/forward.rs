@@ -7,7 +7,7 @@ use super::{
     AttentionShape, Block, KvPool, KvPoolMut, PagedSegment, Run, SPAN, Segment, TILE, gather, transpose_tiles,
 };
 use crate::gemm::{Matrix, transpose_with};
-use crate::isa::{self, Isa, multiversion};
+use crate::isa::{self, Available, multiversion};
 use crate::lanes::{map_sum, max};
 use crate::pool::{self, Parts};
 use crate::scratch;
@@ -228,7 +228,7 @@ type Runs<'a> = dyn Fn(usize, Range<usize>, usize, &mut dyn FnMut(Run)) + Sync +
 
 /// What all tasks read.
 struct Work<'a> {
-    isa: Isa,
+    isa: Available,
     shape: &'a AttentionShape,
     q: &'a [f32],
     jobs: &'a Jobs,
@@ -357,7 +357,7 @@ impl<'a> Softmax<'a> {
     }
 
     /// Adds the softmax of the same rows over later keys. A row that has seen no key takes the other's bits.
-    fn add(&mut self, isa: Isa, later: &Softmax<'_>) {
+    fn add(&mut self, isa: Available, later: &Softmax<'_>) {
         let dim = self.sums.len() / (self.state.len() / 2).max(1);
         let rows = self.sums.chunks_exact_mut(dim.max(1)).zip(later.sums.chunks_exact(dim.max(1)));
         let states = self.state.chunks_exact_mut(2).zip(later.state.chunks_exact(2));
@@ -393,7 +393,7 @@ fn join_body<const FMA: bool>((sums, state): (&mut [f32], &mut [f32]), later: (&
 
 /// A block of queries with its running softmax.
 struct Rows<'a, 'b> {
-    isa: Isa,
+    isa: Available,
     shape: &'a AttentionShape,
     /// `[rows, dim]`
     queries: &'a [f32],

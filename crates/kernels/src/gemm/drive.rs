@@ -13,13 +13,13 @@ use super::portable::Portable;
 use super::source::{Ahead, FewFloats, Floats, Packing, Source};
 use super::tile::{CHAIN, Ends, PANEL, Sums, most_rows};
 use super::vector::Vector;
-use crate::isa::Isa;
+use crate::isa::{Available, Isa};
 use crate::{pool, scratch};
 
-/// Calls a function for the instruction set in use.
+/// Calls a function for the instruction set, of which there is a proof.
 macro_rules! by_isa {
     ($isa:expr, $($function:ident)::+ ($($argument:expr),*)) => {
-        match $isa {
+        match Available::isa($isa) {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 | Isa::Amx => $($function)::+::<Avx512>($($argument),*),
             #[cfg(target_arch = "x86_64")]
@@ -110,8 +110,8 @@ unsafe impl Sync for Product {}
 
 impl Product {
     /// # Safety
-    /// The matrices are valid for their sizes; `isa` is available.
-    pub(crate) unsafe fn run(&self, isa: Isa, right: &impl Right) {
+    /// The matrices are valid for their sizes.
+    pub(crate) unsafe fn run(&self, isa: Available, right: &impl Right) {
         // SAFETY: the caller's promise.
         unsafe { by_isa!(isa, Self::split(self, right)) }
     }
@@ -442,9 +442,9 @@ pub(crate) unsafe fn narrow<V: Vector, A: Rows, S: Source<V>>(
 /// `add`, each element's chain starts from what is there.
 ///
 /// # Safety
-/// `isa` is available; the matrices are valid for their sizes.
+/// The matrices are valid for their sizes.
 pub(crate) unsafe fn strided(
-    isa: Isa,
+    isa: Available,
     a: Strided,
     depth: usize,
     b: *const f32,
@@ -497,20 +497,24 @@ unsafe fn dense<V: Vector, A: Rows>(a: A, depth: usize, b: *const f32, ldb: usiz
 }
 
 /// `out[j] = x · rows[j]`, on the calling thread; `rows` is `[out.len(), x.len()]`.
-pub(crate) fn dots(isa: Isa, x: &[f32], rows: &[f32], out: &mut [f32]) {
+pub(crate) fn dots(isa: Available, x: &[f32], rows: &[f32], out: &mut [f32]) {
     assert_eq!(rows.len(), out.len() * x.len(), "rows of x's length");
-    by_isa!(isa, dots_with(x, rows, out))
+    // SAFETY: `isa` proves that its vectors are available; sizes were checked.
+    unsafe { by_isa!(isa, dots_with(x, rows, out)) }
 }
 
 /// Eight rows at once: each value of x is loaded once for them, and there are enough independent sums.
-fn dots_with<V: Vector>(x: &[f32], rows: &[f32], out: &mut [f32]) {
+///
+/// # Safety
+/// V is available; `rows` is `[out.len(), x.len()]`.
+unsafe fn dots_with<V: Vector>(x: &[f32], rows: &[f32], out: &mut [f32]) {
     let len = x.len();
     for (i, out) in out.chunks_mut(8).enumerate() {
         let (x, rows, to) = (x.as_ptr(), rows[i * 8 * len..].as_ptr(), out.as_mut_ptr());
         macro_rules! by_rows {
             ($($j:literal)*) => {
                 match out.len() {
-                    // SAFETY: sizes were checked; `V` is the instruction set in use, which is available.
+                    // SAFETY: the caller's promise.
                     $($j => unsafe { V::dots::<$j>(len, x, rows, len, to) },)*
                     _ => unreachable!("chunks of 8"),
                 }
@@ -529,12 +533,15 @@ pub(crate) struct Chains {
 }
 
 /// Multiply-adds on registers alone, `rounds` times: the most that an instruction set can do.
-pub(crate) fn chains(isa: Isa, rounds: usize) -> Chains {
-    by_isa!(isa, chains_with(rounds))
+pub(crate) fn chains(isa: Available, rounds: usize) -> Chains {
+    // SAFETY: `isa` proves that its vectors are available.
+    unsafe { by_isa!(isa, chains_with(rounds)) }
 }
 
-fn chains_with<V: Vector>(rounds: usize) -> Chains {
-    // SAFETY: `V` is the instruction set in use, which is available.
+/// # Safety
+/// V is available.
+unsafe fn chains_with<V: Vector>(rounds: usize) -> Chains {
+    // SAFETY: the caller's promise.
     Chains { flops: 2 * super::tile::CHAINS * V::LANES * rounds, _sum: unsafe { V::chains(rounds) } }
 }
 
@@ -571,9 +578,9 @@ pub(crate) unsafe fn transpose<V: Vector>(
 /// [`transpose`] with an instruction set known at run time.
 ///
 /// # Safety
-/// As for [`transpose`]; `isa` is available.
+/// As for [`transpose`], whose V is that of `isa`.
 pub(crate) unsafe fn transpose_with(
-    isa: Isa,
+    isa: Available,
     (rows, cols): (usize, usize),
     from: *const f32,
     from_row: usize,

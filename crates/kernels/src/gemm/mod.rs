@@ -52,7 +52,7 @@ pub fn matmul(x: &[f32], m: usize, w: &Packed, y: &mut [f32], accumulate: Accumu
     assert_eq!(y.len(), m * w.n(), "y is [{m}, {}]", w.n());
     let isa = isa::active();
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Amx && w.storage() == Storage::Bf16 {
+    if isa.isa() == Isa::Amx && w.storage() == Storage::Bf16 {
         return amx::matmul(x, m, w, y, accumulate);
     }
     let left = Strided { start: x.as_ptr(), row: w.k(), col: 1 };
@@ -70,7 +70,7 @@ pub fn matmul_transposed(dy: &[f32], m: usize, w: &Packed, dx: &mut [f32], accum
     assert_eq!(dx.len(), m * w.k(), "dx is [{m}, {}]", w.k());
     let isa = isa::active();
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Amx && w.storage() == Storage::Bf16 {
+    if isa.isa() == Isa::Amx && w.storage() == Storage::Bf16 {
         return amx::matmul_transposed(dy, m, w, dx, accumulate);
     }
     let left = Strided { start: dy.as_ptr(), row: w.n(), col: 1 };
