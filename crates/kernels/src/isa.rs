@@ -65,7 +65,8 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => has_avx512(),
             #[cfg(target_arch = "x86_64")]
-            Isa::Amx => has_avx512() && crate::gemm::amx::usable(),
+            // Tiles first, so that tests which emulate them reach their trial product on every processor.
+            Isa::Amx => crate::gemm::amx::usable().is_some() && has_avx512(),
             #[cfg(not(target_arch = "x86_64"))]
             Isa::Avx2 | Isa::Avx512 | Isa::Amx => false,
         };
@@ -84,6 +85,12 @@ impl Available {
     /// Which it is.
     pub fn isa(self) -> Isa {
         self.0
+    }
+
+    /// The proof that tiles may be used, if this is the instruction set that has them.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn tiles(self) -> Option<crate::gemm::amx::HasTiles> {
+        if self.0 == Isa::Amx { crate::gemm::amx::usable() } else { None }
     }
 }
 

@@ -1,5 +1,9 @@
 //! What the tests of several kernels share.
 
+use std::io::{Read, Seek};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
 use crate::Isa;
 use crate::isa;
 
@@ -56,5 +60,31 @@ pub(crate) fn finite_difference(x: &[f32], gradient: &[f32], tolerance: f64, f: 
             "gradient [{i}] is {} instead of {expected}",
             gradient[i]
         );
+    }
+}
+
+/// Runs a process that may hang, which ends it: whether it succeeded in time, and what it wrote.
+pub(crate) fn finish_within(limit: Duration, mut command: Command) -> (bool, String) {
+    let mut output = tempfile::tempfile().unwrap();
+    command.stdout(output.try_clone().unwrap()).stderr(output.try_clone().unwrap());
+    let mut child = command.spawn().unwrap();
+    let begin = Instant::now();
+    let status = loop {
+        match child.try_wait().unwrap() {
+            None if begin.elapsed() < limit => std::thread::sleep(Duration::from_millis(10)),
+            None => {
+                child.kill().unwrap();
+                child.wait().unwrap();
+                break None;
+            }
+            status => break status,
+        }
+    };
+    let mut text = String::new();
+    output.rewind().unwrap();
+    output.read_to_string(&mut text).unwrap();
+    match status {
+        Some(status) => (status.success(), format!("{text}{status}")),
+        None => (false, format!("{text}nothing more within {limit:?}")),
     }
 }

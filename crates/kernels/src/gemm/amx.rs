@@ -10,7 +10,7 @@ mod right;
 pub(crate) mod tiles;
 
 use std::arch::asm;
-use std::arch::x86_64::{__cpuid_count, _xgetbv};
+use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
 use std::ops::Range;
 use std::sync::OnceLock;
 
@@ -33,14 +33,30 @@ const MANY_ROWS: usize = 256;
 /// Multiply-adds below which a product stays on the calling thread.
 const SMALL: usize = 256 * 1024;
 
-/// Whether this processor, its operating system and a test product agree that tiles work. Asked once.
-pub(crate) fn usable() -> bool {
-    static USABLE: OnceLock<bool> = OnceLock::new();
-    *USABLE.get_or_init(|| processor_has_tiles() && permitted() && agrees_with_portable())
+/// The proof that tiles may be used: what uses them takes one, and only detection makes it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HasTiles(());
+
+/// The proof that this processor, its operating system and a test product agree that tiles work, if they do. Asked once.
+pub(crate) fn usable() -> Option<HasTiles> {
+    static USABLE: OnceLock<Option<HasTiles>> = OnceLock::new();
+    *USABLE.get_or_init(|| offered().filter(|&tiles| agrees_with_portable(tiles)))
+}
+
+/// Tiles that the processor and its operating system offer, or the emulation of the tests.
+fn offered() -> Option<HasTiles> {
+    #[cfg(all(test, target_os = "linux"))]
+    if let Some(emulated) = emulation::instead_of_tiles() {
+        return Some(emulated);
+    }
+    (processor_has_tiles() && permitted()).then_some(HasTiles(()))
 }
 
 /// CPUID leaf 7: AMX-BF16 (EDX 22) and AMX-TILE (EDX 24); XCR0: tile configuration (17) and data (18) are saved.
 fn processor_has_tiles() -> bool {
+    if __cpuid(0).eax < 7 {
+        return false;
+    }
     let features = __cpuid_count(7, 0).edx;
     let saves = __cpuid_count(1, 0).ecx & 1 << 27 != 0;
     // SAFETY: `xgetbv` exists where the operating system uses `xsave`.
@@ -72,38 +88,53 @@ fn permitted() -> bool {
 ///
 /// This runs while the instruction set is being chosen, so nothing below it may ask [`crate::isa::active`] or
 /// [`crate::isa::best`], which would wait for themselves.
-fn agrees_with_portable() -> bool {
+fn agrees_with_portable(tiles: HasTiles) -> bool {
     let (m, n, k) = (33, 40, 70);
     let value = |i: usize| ((i * 37 + i / 7) % 17) as f32 - 8.0;
     let x: Vec<f32> = (0..m * k).map(value).collect();
     let w: Vec<f32> = (0..n * k).map(|i| value(i + 3)).collect();
     let packed = Packed::pack(&w, n, k, Storage::Bf16);
     let mut y = vec![1.0; m * n];
-    matmul(&x, m, &packed, &mut y, Accumulate::Add);
+    matmul(tiles, &x, m, &packed, &mut y, Accumulate::Add);
     (0..m * n).all(|at| {
         let (x, w) = (&x[at / n * k..][..k], &w[at % n * k..][..k]);
         y[at] == 1.0 + x.iter().zip(w).map(|(x, w)| x * w).sum::<f32>()
     })
 }
 
-/// [`super::matmul`] for bf16 weights; the sizes were checked, tiles are usable.
-pub(crate) fn matmul(x: &[f32], m: usize, w: &Packed, y: &mut [f32], accumulate: Accumulate) {
+/// [`super::matmul`] for bf16 weights; the sizes were checked.
+pub(crate) fn matmul(
+    tiles: HasTiles,
+    x: &[f32],
+    m: usize,
+    w: &Packed,
+    y: &mut [f32],
+    accumulate: Accumulate,
+) {
     let right = |panel: usize, _scratch: &mut [u32]| w.panel(panel).cast::<u32>();
-    product(x, (m, w.n(), w.k()), y, accumulate, 0, right);
+    product(tiles, x, (m, w.n(), w.k()), y, accumulate, 0, right);
 }
 
-/// [`super::matmul_transposed`] for bf16 weights; the sizes were checked, tiles are usable.
-pub(crate) fn matmul_transposed(dy: &[f32], m: usize, w: &Packed, dx: &mut [f32], accumulate: Accumulate) {
+/// [`super::matmul_transposed`] for bf16 weights; the sizes were checked.
+pub(crate) fn matmul_transposed(
+    tiles: HasTiles,
+    dy: &[f32],
+    m: usize,
+    w: &Packed,
+    dx: &mut [f32],
+    accumulate: Accumulate,
+) {
     let depth = w.n().next_multiple_of(STEP);
     let right = |panel: usize, scratch: &mut [u32]| {
         right::transposed_panel(w, panel, scratch);
         scratch.as_ptr()
     };
-    product(dy, (m, w.k(), w.n()), dx, accumulate, depth / 2 * PANEL, right);
+    product(tiles, dy, (m, w.k(), w.n()), dx, accumulate, depth / 2 * PANEL, right);
 }
 
 /// `y (+)= x · right`; `right(panel, scratch)` gives `[depth / 2][32]` pairs, padded to whole steps, with `words` of scratch.
 fn product(
+    tiles: HasTiles,
     x: &[f32],
     (m, cols, depth): (usize, usize, usize),
     y: &mut [f32],
@@ -123,10 +154,9 @@ fn product(
         scratch::with(words, |pairs| {
             // SAFETY: any bits are valid as either type, and both need the same alignment.
             let pairs = unsafe { std::slice::from_raw_parts_mut(pairs.as_mut_ptr().cast::<u32>(), words) };
-            // SAFETY: tiles are usable: this module's functions are called nowhere else. `y` is [m, cols], of which tasks
-            // write disjoint rows and panels; `right` gives whole panels.
+            // SAFETY: `y` is [m, cols], of which tasks write disjoint rows and panels; `right` gives whole panels.
             unsafe {
-                rows_by_panels(left, first, panels, (y.as_ptr(), cols), accumulate, |panel| {
+                rows_by_panels(tiles, left, first, panels, (y.as_ptr(), cols), accumulate, |panel| {
                     right(panel, pairs)
                 })
             };
@@ -158,9 +188,10 @@ fn product(
 /// number of columns).
 ///
 /// # Safety
-/// Tiles are usable; `right(panel)` gives `left.steps` steps of 32 columns; `y` has the rows and columns, and nobody else uses
+/// `right(panel)` gives `left.steps` steps of 32 columns; `y` has the rows and columns, and nobody else uses
 /// these now.
 unsafe fn rows_by_panels(
+    has_tiles: HasTiles,
     left: LeftTiles<'_>,
     first: usize,
     panels: Range<usize>,
@@ -170,8 +201,8 @@ unsafe fn rows_by_panels(
 ) {
     let m = left.rows;
     // One block alone has tiles as high as there are rows.
-    let tiles =
-        if m <= BLOCK { Tiles::rows(m.min(TILE), m.saturating_sub(TILE)) } else { Tiles::rows(TILE, TILE) };
+    let (upper, lower) = if m <= BLOCK { (m.min(TILE), m.saturating_sub(TILE)) } else { (TILE, TILE) };
+    let tiles = Tiles::rows(has_tiles, upper, lower);
     let few = m <= 2 * BLOCK;
     for panel in panels {
         let right = right(panel);
@@ -215,8 +246,8 @@ unsafe fn rows_by_panels(
 struct Sums([f32; BLOCK * PANEL]);
 
 /// Bf16 operations of `rounds` steps of a block whose operands are in tiles already: the most that they can do.
-pub(crate) fn tile_flops(rounds: usize) -> usize {
-    tiles::products_alone(&Tiles::rows(TILE, TILE), rounds);
+pub(crate) fn tile_flops(tiles: HasTiles, rounds: usize) -> usize {
+    tiles::products_alone(&Tiles::rows(tiles, TILE, TILE), rounds);
     2 * BLOCK * PANEL * STEP * rounds
 }
 

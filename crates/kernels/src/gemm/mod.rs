@@ -29,8 +29,6 @@ use source::{GROUP, Packing, Source};
 use tile::{Ends, PANEL};
 use vector::Vector;
 
-#[cfg(target_arch = "x86_64")]
-use crate::isa::Isa;
 use crate::packed::{Packed, Storage, WithSources};
 use crate::{isa, scratch};
 
@@ -52,8 +50,8 @@ pub fn matmul(x: &[f32], m: usize, w: &Packed, y: &mut [f32], accumulate: Accumu
     assert_eq!(y.len(), m * w.n(), "y is [{m}, {}]", w.n());
     let isa = isa::active();
     #[cfg(target_arch = "x86_64")]
-    if isa.isa() == Isa::Amx && w.storage() == Storage::Bf16 {
-        return amx::matmul(x, m, w, y, accumulate);
+    if let (Some(tiles), Storage::Bf16) = (isa.tiles(), w.storage()) {
+        return amx::matmul(tiles, x, m, w, y, accumulate);
     }
     let left = Strided { start: x.as_ptr(), row: w.k(), col: 1 };
     let out = Matrix { start: y.as_mut_ptr(), row: w.n(), rows: m, cols: w.n() };
@@ -70,8 +68,8 @@ pub fn matmul_transposed(dy: &[f32], m: usize, w: &Packed, dx: &mut [f32], accum
     assert_eq!(dx.len(), m * w.k(), "dx is [{m}, {}]", w.k());
     let isa = isa::active();
     #[cfg(target_arch = "x86_64")]
-    if isa.isa() == Isa::Amx && w.storage() == Storage::Bf16 {
-        return amx::matmul_transposed(dy, m, w, dx, accumulate);
+    if let (Some(tiles), Storage::Bf16) = (isa.tiles(), w.storage()) {
+        return amx::matmul_transposed(tiles, dy, m, w, dx, accumulate);
     }
     let left = Strided { start: dy.as_ptr(), row: w.n(), col: 1 };
     let out = Matrix { start: dx.as_mut_ptr(), row: w.k(), rows: m, cols: w.k() };
@@ -137,10 +135,10 @@ pub fn gemm(
 /// Billions of bf16 operations a second in AMX tiles, on all threads, if there are any.
 pub(crate) fn amx_gflops() -> Option<f64> {
     #[cfg(target_arch = "x86_64")]
-    if amx::usable() {
+    if let Some(tiles) = amx::usable() {
         let flops = std::sync::atomic::AtomicUsize::new(0);
         let seconds = crate::ceilings::shortest(std::time::Duration::from_millis(150), |_| {
-            flops.store(amx::tile_flops(10_000), std::sync::atomic::Ordering::Relaxed);
+            flops.store(amx::tile_flops(tiles, 10_000), std::sync::atomic::Ordering::Relaxed);
         });
         return Some(flops.into_inner() as f64 * crate::pool::threads() as f64 / seconds * 1e-9);
     }
