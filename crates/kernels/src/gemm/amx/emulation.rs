@@ -14,7 +14,8 @@ use half::bf16;
 
 use super::*;
 use crate::isa::{self, Isa};
-use crate::testing::{assert_near, finish_within, values};
+use crate::testing::{assert_near, values};
+use mixse_testing::process::finish_within;
 
 /// Set in the environment of a process whose detection finds the emulation instead of tiles.
 const INSTEAD: &str = "MIXSE_TEST_EMULATE_TILES";
@@ -324,6 +325,9 @@ fn detection_under_emulation() {
     let mut again = Command::new(std::env::current_exe().unwrap());
     again.args(["gemm::amx::emulation::detection_under_emulation", "--exact", "--nocapture"]);
     again.env(INSTEAD, "1").env_remove(isa::VARIABLE);
-    let (success, output) = finish_within(Duration::from_secs(60), again);
-    assert!(success && output.contains("1 passed"), "detection with emulated tiles: {output}");
+    let found = finish_within(Duration::from_secs(60), again);
+    assert!(
+        found.code == Some(0) && found.stdout.contains("1 passed"),
+        "detection with emulated tiles: {found:?}"
+    );
 }
