@@ -1,22 +1,9 @@
 //! What the tests of several kernels share.
 
-use std::io::{Read, Seek};
-use std::process::Command;
-use std::time::{Duration, Instant};
+pub(crate) use crate::check::values;
 
 use crate::Isa;
 use crate::isa;
-
-/// Deterministic values in -1 .. 1.
-pub(crate) fn values(len: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    (0..len)
-        .map(|_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-        })
-        .collect()
-}
 
 /// The instruction sets of this machine.
 pub(crate) fn isas() -> impl Iterator<Item = Isa> {
@@ -60,31 +47,5 @@ pub(crate) fn finite_difference(x: &[f32], gradient: &[f32], tolerance: f64, f: 
             "gradient [{i}] is {} instead of {expected}",
             gradient[i]
         );
-    }
-}
-
-/// Runs a process that may hang, which ends it: whether it succeeded in time, and what it wrote.
-pub(crate) fn finish_within(limit: Duration, mut command: Command) -> (bool, String) {
-    let mut output = tempfile::tempfile().unwrap();
-    command.stdout(output.try_clone().unwrap()).stderr(output.try_clone().unwrap());
-    let mut child = command.spawn().unwrap();
-    let begin = Instant::now();
-    let status = loop {
-        match child.try_wait().unwrap() {
-            None if begin.elapsed() < limit => std::thread::sleep(Duration::from_millis(10)),
-            None => {
-                child.kill().unwrap();
-                child.wait().unwrap();
-                break None;
-            }
-            status => break status,
-        }
-    };
-    let mut text = String::new();
-    output.rewind().unwrap();
-    output.read_to_string(&mut text).unwrap();
-    match status {
-        Some(status) => (status.success(), format!("{text}{status}")),
-        None => (false, format!("{text}nothing more within {limit:?}")),
     }
 }
