@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::left::Left;
 use super::source::Source;
-use super::tile::{self, Ends};
+use super::tile::{self, Epilogue};
 use super::vector::Vector;
 
 /// A 512-bit register.
@@ -159,10 +159,10 @@ unsafe impl Vector for Avx512 {
         range: Range<usize>,
         a: A,
         b: [S; P],
-        ends: Ends,
+        epilogue: Epilogue,
     ) {
         // SAFETY: the promise of this function's caller is what `tile::tile` asks for; AVX-512 is available here.
-        unsafe { tile::tile::<Avx512, A, S, M, P>(range, a, b, ends) }
+        unsafe { tile::tile::<Avx512, A, S, M, P>(range, a, b, epilogue) }
     }
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     unsafe fn dots<const J: usize>(len: usize, x: *const f32, rows: *const f32, row: usize, out: *mut f32) {

@@ -23,10 +23,10 @@ pub(crate) mod vector;
 use std::ops::Range;
 
 pub(crate) use drive::{Matrix, chains, dots, strided, transpose_with};
-use drive::{Product, Right, Way};
+use drive::{Product, Right, Strategy};
 use left::{RowMajor, Strided};
 use source::{GROUP, Packing, Source};
-use tile::{Ends, PANEL};
+use tile::{Epilogue, PANEL};
 use vector::Vector;
 
 use crate::packed::{Packed, Storage, WithSources};
@@ -160,67 +160,79 @@ unsafe impl Right for Forward<'_> {
         scratch
     }
 
-    fn way<V: Vector>(&self, rows: usize) -> Way {
+    fn strategy<V: Vector>(&self, rows: usize) -> Strategy {
         struct Choose(usize);
         impl<V: Vector> WithSources<V> for Choose {
-            type Output = Way;
-            fn call<S: Source<V> + Packing>(self, most_rows: usize, _source: impl Fn(usize) -> S) -> Way {
+            type Output = Strategy;
+            fn call<S: Source<V> + Packing>(
+                self,
+                most_rows: usize,
+                _source: impl Fn(usize) -> S,
+            ) -> Strategy {
                 let Self(rows) = self;
                 if rows <= drive::few::<V, S>().min(most_rows) {
-                    Way::Narrow
+                    Strategy::FewRows
                 } else if rows <= most_rows {
-                    Way::Direct(drive::direct_rows::<V, S>(rows))
+                    Strategy::Fused(drive::direct_rows::<V, S>(rows))
                 } else {
-                    Way::Panels
+                    Strategy::Unpacked
                 }
             }
         }
         self.0.with_sources::<V, _>(Choose(rows))
     }
 
-    unsafe fn straight<V: Vector>(
+    unsafe fn multiply_packed<V: Vector>(
         &self,
         rows: usize,
         subs: Range<usize>,
         left: Strided,
-        laid: Option<&[f32]>,
+        interleaved: Option<&[f32]>,
         depth: usize,
-        ends: Ends,
+        epilogue: Epilogue,
     ) {
-        struct Straight<'a> {
-            way: Way,
+        struct MultiplyPacked<'a> {
+            strategy: Strategy,
             rows: usize,
             subs: Range<usize>,
             left: Strided,
-            laid: Option<&'a [f32]>,
+            interleaved: Option<&'a [f32]>,
             depth: usize,
-            ends: Ends,
+            epilogue: Epilogue,
         }
-        impl<V: Vector> WithSources<V> for Straight<'_> {
+        impl<V: Vector> WithSources<V> for MultiplyPacked<'_> {
             type Output = ();
             fn call<S: Source<V> + Packing>(self, _most_rows: usize, source: impl Fn(usize) -> S) {
-                let Self { way, rows, subs, left, laid, depth, ends } = self;
-                // SAFETY: the promise of `straight`'s caller.
+                let Self { strategy, rows, subs, left, interleaved, depth, epilogue } = self;
+                // SAFETY: the promise of `multiply_packed`'s caller.
                 unsafe {
-                    match (way, laid) {
-                        (Way::Direct(_), Some(laid)) => {
-                            drive::direct::<V, _>(rows, subs, laid, depth, source, ends);
+                    match (strategy, interleaved) {
+                        (Strategy::Fused(_), Some(interleaved)) => {
+                            drive::direct::<V, _>(rows, subs, interleaved, depth, source, epilogue);
                         }
-                        (Way::Direct(tile), None) => scratch::with(rows * depth, |a| {
+                        (Strategy::Fused(tile), None) => scratch::with(rows * depth, |a| {
                             drive::interleave::<V>(left, rows, tile, 0..depth, a);
-                            drive::direct::<V, _>(rows, subs, a, depth, source, ends);
+                            drive::direct::<V, _>(rows, subs, a, depth, source, epilogue);
                         }),
                         _ => {
                             let a = RowMajor { start: left.start, row: left.row };
-                            drive::narrow::<V, _, _>(rows, subs, a, depth, source, ends);
+                            drive::narrow::<V, _, _>(rows, subs, a, depth, source, epilogue);
                         }
                     }
                 }
             }
         }
         debug_assert_eq!(left.col, 1, "activations lie in rows");
-        let way = self.way::<V>(rows);
-        self.0.with_sources::<V, _>(Straight { way, rows, subs, left, laid, depth, ends });
+        let strategy = self.strategy::<V>(rows);
+        self.0.with_sources::<V, _>(MultiplyPacked {
+            strategy,
+            rows,
+            subs,
+            left,
+            interleaved,
+            depth,
+            epilogue,
+        });
     }
 }
 

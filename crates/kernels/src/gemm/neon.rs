@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use super::left::Left;
 use super::source::Source;
-use super::tile::{self, Ends};
+use super::tile::{self, Epilogue};
 use super::vector::Vector;
 
 const LANES: usize = 8;
@@ -191,10 +191,10 @@ unsafe impl Vector for Neon {
         range: Range<usize>,
         a: A,
         b: [S; P],
-        ends: Ends,
+        epilogue: Epilogue,
     ) {
         // SAFETY: the promise of this function's caller is what `tile::tile` asks for; NEON is available here.
-        unsafe { tile::tile::<Neon, A, S, M, P>(range, a, b, ends) }
+        unsafe { tile::tile::<Neon, A, S, M, P>(range, a, b, epilogue) }
     }
     unsafe fn dots<const J: usize>(len: usize, x: *const f32, rows: *const f32, row: usize, out: *mut f32) {
         // SAFETY: the promise of this function's caller is what `tile::dots` asks for; NEON is available here.

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::left::Left;
 use super::source::Source;
-use super::tile::{self, Ends};
+use super::tile::{self, Epilogue};
 use super::vector::Vector;
 
 const LANES: usize = 8;
@@ -121,10 +121,10 @@ unsafe impl Vector for Portable {
         range: Range<usize>,
         a: A,
         b: [S; P],
-        ends: Ends,
+        epilogue: Epilogue,
     ) {
         // SAFETY: the promise of this function's caller is what `tile::tile` asks for.
-        unsafe { tile::tile::<Portable, A, S, M, P>(range, a, b, ends) }
+        unsafe { tile::tile::<Portable, A, S, M, P>(range, a, b, epilogue) }
     }
     unsafe fn dots<const J: usize>(len: usize, x: *const f32, rows: *const f32, row: usize, out: *mut f32) {
         // SAFETY: the promise of this function's caller is what `tile::dots` asks for.
