@@ -188,8 +188,17 @@ pub(crate) struct PullArgs {
 #[command(after_help = "\
 Examples:
   mixse doctor
-  mixse doctor --json | python3 -m json.tool")]
+  mixse doctor --json | python3 -m json.tool
+  mixse doctor --check                    every kernel against its formula, in seconds
+  MIXSE_ISA=avx2 mixse doctor --check     only with this instruction set")]
 pub(crate) struct DoctorArgs {
+    /// Hold every kernel against its formula in f64, with each instruction set of this machine (or the one that MIXSE_ISA
+    /// forces), on odd shapes: the largest error and the speed of each. A disagreement is exit code 1.
+    #[arg(long)]
+    pub(crate) check: bool,
+    /// Whose kernels are checked.
+    #[arg(long, value_enum, requires = "check")]
+    pub(crate) device: Option<Device>,
     #[command(flatten)]
     pub(crate) cache: CacheFlag,
     #[command(flatten)]

@@ -25,7 +25,7 @@ pub struct Ceilings {
 /// Measures for about half a second and touches 512 MB of memory.
 pub fn measure() -> Ceilings {
     Ceilings {
-        isa: isa::active(),
+        isa: isa::active().isa(),
         threads: pool::threads(),
         fma_gflops: fma_gflops(),
         amx_gflops: gemm::amx_gflops(),

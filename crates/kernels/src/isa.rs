@@ -52,7 +52,12 @@ impl Isa {
 
     /// Whether this machine can run it.
     pub fn available(self) -> bool {
-        match self {
+        self.detect().is_some()
+    }
+
+    /// The proof that this machine can run it, if it can.
+    pub fn detect(self) -> Option<Available> {
+        let found = match self {
             Isa::Portable => true,
             Isa::Neon => cfg!(target_arch = "aarch64"),
             #[cfg(target_arch = "x86_64")]
@@ -60,10 +65,38 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => has_avx512(),
             #[cfg(target_arch = "x86_64")]
-            Isa::Amx => has_avx512() && crate::gemm::amx::usable(),
+            // Tiles first, so that tests which emulate them reach their trial product on every processor.
+            Isa::Amx => crate::gemm::amx::usable().is_some() && has_avx512(),
             #[cfg(not(target_arch = "x86_64"))]
             Isa::Avx2 | Isa::Avx512 | Isa::Amx => false,
-        }
+        };
+        found.then_some(Available(self))
+    }
+}
+
+/// An instruction set that this machine was found to have.
+///
+/// Functions that execute its instructions take this instead of an [`Isa`]: only detection makes one, so that safe code
+/// cannot reach an instruction that does not exist here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Available(Isa);
+
+impl Available {
+    /// Which it is.
+    pub fn isa(self) -> Isa {
+        self.0
+    }
+
+    /// The proof that tiles may be used, if this is the instruction set that has them.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn tiles(self) -> Option<crate::gemm::amx::HasTiles> {
+        if self.0 == Isa::Amx { crate::gemm::amx::usable() } else { None }
+    }
+}
+
+impl fmt::Display for Available {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
     }
 }
 
@@ -88,36 +121,36 @@ fn has_avx512() -> bool {
 }
 
 /// The best instruction set of this machine.
-pub fn best() -> Isa {
-    static BEST: OnceLock<Isa> = OnceLock::new();
-    *BEST.get_or_init(|| Isa::ALL.into_iter().rev().find(|isa| isa.available()).unwrap_or(Isa::Portable))
+pub fn best() -> Available {
+    static BEST: OnceLock<Available> = OnceLock::new();
+    *BEST.get_or_init(|| Isa::ALL.into_iter().rev().find_map(Isa::detect).unwrap_or(Available(Isa::Portable)))
 }
 
 /// What [`VARIABLE`] asks for; `None` when it is unset or empty.
 ///
 /// A program should call this once at its start and report the error: [`active`] ignores a request that cannot be met.
-pub fn forced() -> Result<Option<Isa>, IsaError> {
+pub fn forced() -> Result<Option<Available>, IsaError> {
     match std::env::var(VARIABLE) {
         Ok(name) if !name.is_empty() => parse(&name).map(Some),
         _ => Ok(None),
     }
 }
 
-fn parse(name: &str) -> Result<Isa, IsaError> {
+fn parse(name: &str) -> Result<Available, IsaError> {
     let isa = Isa::ALL
         .into_iter()
         .find(|isa| isa.name().eq_ignore_ascii_case(name))
         .ok_or_else(|| IsaError::Unknown(name.to_owned()))?;
-    if isa.available() { Ok(isa) } else { Err(IsaError::Unavailable(isa)) }
+    isa.detect().ok_or(IsaError::Unavailable(isa))
 }
 
 thread_local! {
-    static OVERRIDE: Cell<Option<Isa>> = const { Cell::new(None) };
+    static OVERRIDE: Cell<Option<Available>> = const { Cell::new(None) };
 }
 
 /// The instruction set in use: the forced one if it is available, else the best.
-pub fn active() -> Isa {
-    static ACTIVE: OnceLock<Isa> = OnceLock::new();
+pub fn active() -> Available {
+    static ACTIVE: OnceLock<Available> = OnceLock::new();
     OVERRIDE.get().unwrap_or_else(|| *ACTIVE.get_or_init(|| forced().ok().flatten().unwrap_or_else(best)))
 }
 
@@ -126,14 +159,15 @@ pub fn active() -> Isa {
 /// # Panics
 /// If `isa` is not available here.
 pub fn with<T>(isa: Isa, f: impl FnOnce() -> T) -> T {
-    struct Restore(Option<Isa>);
+    struct Restore(Option<Available>);
     impl Drop for Restore {
         fn drop(&mut self) {
             OVERRIDE.set(self.0);
         }
     }
-    assert!(isa.available(), "{isa} is not available on this machine");
-    let _restore = Restore(OVERRIDE.replace(Some(isa)));
+    let found = isa.detect();
+    assert!(found.is_some(), "{isa} is not available on this machine");
+    let _restore = Restore(OVERRIDE.replace(found));
     f()
 }
 
@@ -145,7 +179,7 @@ macro_rules! multiversion {
     ($($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:ident;)*) => {$(
         $(#[$meta])*
         #[allow(clippy::too_many_arguments, reason = "the arguments are the body's and the instruction set")]
-        $vis fn $name(isa: $crate::isa::Isa, $($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name(isa: $crate::isa::Available, $($arg: $ty),*) $(-> $ret)? {
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
@@ -156,8 +190,8 @@ macro_rules! multiversion {
                 fn avx2($($arg: $ty),*) $(-> $ret)? {
                     $body::<true>($($arg),*)
                 }
-                match isa {
-                    // SAFETY: `isa` comes from `isa::active`, which only returns what the processor has.
+                match isa.isa() {
+                    // SAFETY: an `Available` is only made of what the processor has.
                     $crate::isa::Isa::Avx512 | $crate::isa::Isa::Amx => unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
                     $crate::isa::Isa::Avx2 => unsafe { avx2($($arg),*) },
@@ -186,20 +220,22 @@ mod tests {
 
     #[test]
     fn names() {
-        let check = |name: &str, expected: Result<Isa, IsaError>| assert_eq!(parse(name), expected);
+        let check = |name: &str, expected: Result<Isa, IsaError>| {
+            assert_eq!(parse(name).map(Available::isa), expected);
+        };
         check("portable", Ok(Isa::Portable));
         check("PORTABLE", Ok(Isa::Portable));
         check("sse9", Err(IsaError::Unknown("sse9".into())));
         for isa in Isa::ALL {
             check(isa.name(), if isa.available() { Ok(isa) } else { Err(IsaError::Unavailable(isa)) });
         }
-        assert!(best().available());
+        assert!(best().isa().available());
     }
 
     #[test]
     fn override_is_restored() {
         let before = active();
-        with(Isa::Portable, || assert_eq!(active(), Isa::Portable));
+        with(Isa::Portable, || assert_eq!(active().isa(), Isa::Portable));
         assert_eq!(active(), before);
     }
 }

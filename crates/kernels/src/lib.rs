@@ -13,6 +13,7 @@
 pub mod adamw;
 pub mod attention;
 pub mod ceilings;
+pub mod check;
 pub mod gemm;
 pub mod isa;
 mod lanes;

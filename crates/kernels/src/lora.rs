@@ -7,7 +7,7 @@
 
 use crate::gemm::left::Strided;
 use crate::gemm::{Accumulate, Matrix, View, dots, gemm, strided};
-use crate::isa::{self, Isa};
+use crate::isa::{self, Available};
 use crate::pool::{self, Parts};
 use crate::scratch;
 
@@ -104,7 +104,7 @@ impl Lora<'_> {
     /// one chain of multiply-adds over the selected rows in order, so both give the same bits.
     fn expand(
         &self,
-        isa: Isa,
+        isa: Available,
         gate: Option<&[f32]>,
         tokens: std::ops::Range<usize>,
         c: &[f32],
@@ -140,7 +140,7 @@ impl Lora<'_> {
     /// `out[j] = left · right[j]` for the rows j of the covered experts of a token, 0 for the others.
     fn contract(
         &self,
-        isa: Isa,
+        isa: Available,
         (gate, coverage): (Option<&[f32]>, Coverage),
         token: usize,
         left: &[f32],

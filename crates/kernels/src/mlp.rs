@@ -3,7 +3,7 @@
 #[cfg(target_arch = "x86_64")]
 use crate::gemm::amx;
 use crate::gemm::{Accumulate, matmul};
-use crate::isa::{self, Isa, fma, multiversion};
+use crate::isa::{self, Available, fma, multiversion};
 use crate::packed::Packed;
 #[cfg(target_arch = "x86_64")]
 use crate::packed::Storage;
@@ -90,8 +90,10 @@ pub fn gated_mlp(x: &[f32], m: usize, [g, u, d]: [&Packed; 3], activation: Activ
     assert!(g.n() == u.n() && g.k() == u.k() && d.k() == g.n(), "G and U are [inner, k], D is [n, inner]");
     assert!(x.len() == m * g.k() && y.len() == m * d.n(), "x is [{m}, {}], y is [{m}, {}]", g.k(), d.n());
     #[cfg(target_arch = "x86_64")]
-    if isa::active() == Isa::Amx && [g, u, d].iter().all(|w| w.storage() == Storage::Bf16) {
-        return amx::mlp(x, m, [g, u, d], activation, y);
+    if [g, u, d].iter().all(|w| w.storage() == Storage::Bf16)
+        && let Some(tiles) = isa::active().tiles()
+    {
+        return amx::mlp((isa::active(), tiles), x, m, [g, u, d], activation, y);
     }
     scratch::with(m * g.n(), |gate| {
         scratch::with(m * g.n(), |up| {
@@ -111,7 +113,7 @@ pub fn gated_mlp(x: &[f32], m: usize, [g, u, d]: [&Packed; 3], activation: Activ
 }
 
 /// `gate = act(gate) ⊙ up`, on the calling thread.
-pub(crate) fn gate_in_place(isa: Isa, activation: Activation, gate: &mut [f32], up: &[f32]) {
+pub(crate) fn gate_in_place(isa: Available, activation: Activation, gate: &mut [f32], up: &[f32]) {
     match activation {
         Activation::Silu => silu_in_place(isa, gate, up),
         Activation::GeluTanh => gelu_in_place(isa, gate, up),

@@ -7,63 +7,33 @@
 //! Results never depend on the number of threads: a task writes its own part of the output, and which thread runs it
 //! changes nothing.
 
-use std::any::Any;
 use std::cell::Cell;
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError, TryLockError};
-use std::thread::{self, Thread};
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock, TryLockError};
+use std::thread;
 
-/// How often a helper looks for a new loop before it sleeps: about 50 microseconds.
-const SPINS: u32 = 1500;
+use shared::Shared;
+use sync::Thread;
 
-/// How often the caller looks for the last helper before it gives its time slice away.
-const PATIENCE: u32 = 5000;
+mod shared;
 
-/// The loop is open for helpers.
-const OPEN: u64 = 1 << 31;
-/// The lower bits count the helpers that joined and have not left.
-const JOINED: u64 = OPEN - 1;
-/// The upper bits count the loops.
-const EPOCH: u64 = 1 << 32;
+/// What [`shared`] is made of; its model puts other things here.
+mod sync {
+    pub(super) use std::hint::spin_loop;
+    pub(super) use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize};
+    pub(super) use std::thread::{Thread, park, yield_now};
 
-/// One running loop, on the caller's stack.
-struct Job<'a> {
-    body: &'a (dyn Fn(usize) + Sync),
-    tasks: usize,
-    next: AtomicUsize,
-    /// Helpers that may still join.
-    seats: AtomicUsize,
-    panic: Mutex<Option<Box<dyn Any + Send>>>,
+    /// How often a helper looks for a new loop before it sleeps: about 50 microseconds.
+    pub(super) const SPINS: u32 = 1500;
+
+    /// How often the caller looks for the last helper before it gives its time slice away.
+    pub(super) const PATIENCE: u32 = 5000;
 }
 
-impl Job<'_> {
-    fn work(&self) {
-        let run = || {
-            loop {
-                let task = self.next.fetch_add(1, Ordering::Relaxed);
-                if task >= self.tasks {
-                    break;
-                }
-                (self.body)(task);
-            }
-        };
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(run)) {
-            self.next.store(self.tasks, Ordering::Relaxed);
-            self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
-        }
-    }
-}
-
-#[derive(Default)]
-struct Shared {
-    /// `epoch << 32 | open << 31 | joined`.
-    state: AtomicU64,
-    /// The open job; valid for those who joined while it was open.
-    job: AtomicPtr<()>,
-    sleepers: AtomicUsize,
-}
+#[cfg(test)]
+mod model;
 
 #[derive(Default)]
 struct Pool {
@@ -134,78 +104,21 @@ fn run(
 ) {
     while helpers.len() + 1 < threads {
         let name = format!("mixse-{}", helpers.len() + 1);
-        match thread::Builder::new().name(name).spawn(move || help(shared)) {
+        let life = move || {
+            INSIDE.set(true);
+            shared.help();
+        };
+        match thread::Builder::new().name(name).spawn(life) {
             Ok(handle) => helpers.push(handle.thread().clone()),
             // The loop is right with fewer threads too.
             Err(_) => break,
         }
     }
-    let job = Job {
-        body,
-        tasks,
-        next: AtomicUsize::new(0),
-        seats: AtomicUsize::new(threads - 1),
-        panic: Mutex::new(None),
-    };
-    shared.job.store((&raw const job).cast_mut().cast(), Ordering::Relaxed);
-    let epoch = shared.state.load(Ordering::Relaxed) / EPOCH;
-    shared.state.store(epoch.wrapping_add(1).wrapping_mul(EPOCH) | OPEN, Ordering::SeqCst);
-    if shared.sleepers.load(Ordering::SeqCst) > 0 {
-        helpers.iter().for_each(Thread::unpark);
-    }
     INSIDE.set(true);
-    job.work();
+    let result = shared.run(helpers, threads - 1, tasks, body);
     INSIDE.set(false);
-    // From here no helper can join; wait for those that did. `work` does not unwind, so this is always reached
-    // before `job` leaves the stack.
-    shared.state.fetch_and(!OPEN, Ordering::AcqRel);
-    let mut spins = 0;
-    while shared.state.load(Ordering::Acquire) & JOINED != 0 {
-        spins += 1;
-        if spins < PATIENCE { std::hint::spin_loop() } else { thread::yield_now() }
-    }
-    if let Some(panic) = job.panic.into_inner().unwrap_or_else(PoisonError::into_inner) {
+    if let Err(panic) = result {
         resume_unwind(panic);
-    }
-}
-
-/// A helper thread's life.
-fn help(shared: &'static Shared) {
-    INSIDE.set(true);
-    let mut seen = 0;
-    let mut spins = 0;
-    loop {
-        let state = shared.state.load(Ordering::Acquire);
-        if state & OPEN == 0 || state / EPOCH == seen {
-            spins += 1;
-            if spins < SPINS {
-                std::hint::spin_loop();
-                continue;
-            }
-            shared.sleepers.fetch_add(1, Ordering::SeqCst);
-            // Look once more after announcing the sleep: whoever opened a loop before saw no sleeper.
-            let state = shared.state.load(Ordering::SeqCst);
-            if state & OPEN == 0 || state / EPOCH == seen {
-                thread::park();
-            }
-            shared.sleepers.fetch_sub(1, Ordering::SeqCst);
-            spins = 0;
-            continue;
-        }
-        if shared.state.compare_exchange_weak(state, state + 1, Ordering::AcqRel, Ordering::Relaxed).is_err()
-        {
-            continue;
-        }
-        seen = state / EPOCH;
-        spins = 0;
-        // SAFETY: joining while the loop was open keeps its caller in `run` until this thread leaves, and the pointer
-        // was stored before the loop was opened.
-        let job = unsafe { &*shared.job.load(Ordering::Relaxed).cast::<Job<'_>>() };
-        let seat = job.seats.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |seats| seats.checked_sub(1));
-        if seat.is_ok() {
-            job.work();
-        }
-        shared.state.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -290,6 +203,8 @@ impl<'a, T> Parts<'a, T> {
 
 #[cfg(test)]
 mod tests {
+    use std::panic::catch_unwind;
+
     use super::*;
 
     #[test]
@@ -323,6 +238,23 @@ mod tests {
                     }
                 });
             }
+        });
+    }
+
+    #[test]
+    fn helpers_stop() {
+        let shared = Shared::default();
+        thread::scope(|scope| {
+            let helpers: Vec<_> = (0..3).map(|_| scope.spawn(|| shared.help()).thread().clone()).collect();
+            for tasks in 1..50 {
+                let sum = AtomicUsize::new(0);
+                let body = |i| {
+                    sum.fetch_add(i + 1, Ordering::Relaxed);
+                };
+                assert!(shared.run(&helpers, 3, tasks, &body).is_ok());
+                assert_eq!(sum.into_inner(), tasks * (tasks + 1) / 2);
+            }
+            shared.stop(&helpers);
         });
     }
 

@@ -1,18 +1,9 @@
 //! What the tests of several kernels share.
 
+pub(crate) use crate::check::values;
+
 use crate::Isa;
 use crate::isa;
-
-/// Deterministic values in -1 .. 1.
-pub(crate) fn values(len: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    (0..len)
-        .map(|_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-        })
-        .collect()
-}
 
 /// The instruction sets of this machine.
 pub(crate) fn isas() -> impl Iterator<Item = Isa> {

@@ -1,5 +1,5 @@
 //! Small model files, written by the tests that need them: a GGUF writer, a tiny random model of every architecture, tiny
-//! vocabularies, and a model that writes words.
+//! vocabularies, a model that writes words, and a limit for processes that may hang.
 //!
 //! For tests alone: a fault here is a panic.
 
@@ -7,6 +7,7 @@
 
 pub mod generated;
 pub mod gguf;
+pub mod process;
 pub mod speaker;
 pub mod tiny;
 pub mod vocabulary;

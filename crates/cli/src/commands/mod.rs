@@ -31,9 +31,14 @@ pub(crate) use serve::ServeArgs;
 pub(crate) use study::StudyArgs;
 pub(crate) use train::TrainArgs;
 
-use crate::args::{Cli, Command};
+use crate::{
+    args::{Cli, Command},
+    output::usage_error,
+};
 
 pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
+    // The kernels themselves ignore a request that cannot be met.
+    mixse_kernels::isa::forced().map_err(|e| usage_error(e.to_string()))?;
     match cli.command {
         Command::Run(args) => run::run(&args),
         Command::Pull(args) => pull::run(&args),

@@ -4,7 +4,7 @@ use super::{AttentionShape, Block, Segment, TILE, gather, transpose_tiles};
 #[cfg(target_arch = "x86_64")]
 use super::{KvStorage, rounded};
 use crate::gemm::Matrix;
-use crate::isa::{self, Isa, multiversion};
+use crate::isa::{self, Available, multiversion};
 use crate::lanes::dot;
 use crate::pool::{self, Parts};
 use crate::scratch;
@@ -78,7 +78,7 @@ pub fn attention_backward(
 }
 
 struct Operands<'a> {
-    isa: Isa,
+    isa: Available,
     shape: &'a AttentionShape,
     q: &'a [f32],
     k: &'a [f32],

@@ -9,12 +9,20 @@ use super::{
     AttentionShape, Block, KvPool, KvPoolMut, KvStorage, PagedSegment, Run, SPAN, Segment, TILE, gather,
     transpose_tiles,
 };
+#[cfg(target_arch = "x86_64")]
+use crate::gemm::amx::HasTiles;
 use crate::gemm::{Matrix, transpose_with};
-use crate::isa::{self, Isa, multiversion};
+use crate::isa::{self, Available, multiversion};
 use crate::lanes::{map_sum, max};
 use crate::pool::{self, Parts};
 use crate::scratch;
 use crate::vexp::{exp, tanh};
+
+/// The proof that goes with keys and values of bf16.
+#[cfg(target_arch = "x86_64")]
+fn tiles_of(isa: Available) -> HasTiles {
+    isa.tiles().expect("keys and values are bf16 where tiles multiply them")
+}
 
 /// Rows of an AMX tile.
 const TILE_ROWS: usize = 16;
@@ -98,7 +106,7 @@ fn rounded_attention(
     out: &mut [f32],
     lse: &mut [f32],
 ) {
-    let (dim, width) = (shape.head_dim, shape.kv_width());
+    let (isa, dim, width) = (isa::active(), shape.head_dim, shape.kv_width());
     let page = dim / 2 * TILE;
     let first = |segment: usize, kv_head: usize| {
         let count = segments[segment].len.div_ceil(TILE);
@@ -117,7 +125,7 @@ fn rounded_attention(
                 // SAFETY: each segment, head and tile has its own part.
                 let (keys, values) =
                     unsafe { (key_parts.get(at..at + page), value_parts.get(at..at + page)) };
-                rounded::store((&k[from..], &v[from..], width), dim, (0, count, TILE), keys, values);
+                rounded::store(isa, (&k[from..], &v[from..], width), dim, (0, count, TILE), keys, values);
             }
         });
         let (keys, values) = (&*keys, &*values);
@@ -164,7 +172,14 @@ pub fn store_paged(
                     // SAFETY: each head has its own part of every page.
                     let (keys, values) =
                         unsafe { (keys.get(at..at + len_of_head), values.get(at..at + len_of_head)) };
-                    rounded::store((&k[from..], &v[from..], width), dim, (slot, len, page), keys, values);
+                    rounded::store(
+                        isa,
+                        (&k[from..], &v[from..], width),
+                        dim,
+                        (slot, len, page),
+                        keys,
+                        values,
+                    );
                     row += len;
                     continue;
                 }
@@ -303,7 +318,7 @@ type Runs<'a> = dyn Fn(usize, Range<usize>, usize, &mut dyn FnMut(Run)) + Sync +
 
 /// What all tasks read.
 struct Work<'a> {
-    isa: Isa,
+    isa: Available,
     shape: &'a AttentionShape,
     storage: KvStorage,
     q: &'a [f32],
@@ -444,7 +459,7 @@ impl<'a> Softmax<'a> {
     }
 
     /// Adds the softmax of the same rows over later keys. A row that has seen no key takes the other's bits.
-    fn add(&mut self, isa: Isa, later: &Softmax<'_>) {
+    fn add(&mut self, isa: Available, later: &Softmax<'_>) {
         let dim = self.sums.len() / (self.state.len() / 2).max(1);
         let rows = self.sums.chunks_exact_mut(dim.max(1)).zip(later.sums.chunks_exact(dim.max(1)));
         let states = self.state.chunks_exact_mut(2).zip(later.state.chunks_exact(2));
@@ -480,7 +495,7 @@ fn join_body<const FMA: bool>((sums, state): (&mut [f32], &mut [f32]), later: (&
 
 /// A block of queries with its running softmax.
 struct Rows<'a, 'b> {
-    isa: Isa,
+    isa: Available,
     shape: &'a AttentionShape,
     storage: KvStorage,
     /// `[rows, dim]`
@@ -523,7 +538,7 @@ impl Rows<'_, '_> {
                     scores.len() >= rows.next_multiple_of(TILE_ROWS) * TILE || rows <= 2 * TILE_ROWS
                 );
                 // SAFETY: bf16 is stored where tiles are usable; a run is one tile; `scores` has room behind its rows.
-                unsafe { rounded::scores(queries, (run.k, run.k_row), scores.as_mut_ptr()) };
+                unsafe { rounded::scores(tiles_of(isa), queries, (run.k, run.k_row), scores.as_mut_ptr()) };
             }),
             #[cfg(not(target_arch = "x86_64"))]
             KvStorage::Bf16 => {}
@@ -558,7 +573,9 @@ impl Rows<'_, '_> {
             }
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above; weights of keys that are not seen are 0, and their values numbers.
-            KvStorage::Bf16 => unsafe { rounded::add_values(scores, run.v, sums.as_mut_ptr(), dim) },
+            KvStorage::Bf16 => unsafe {
+                rounded::add_values(tiles_of(isa), scores, run.v, sums.as_mut_ptr(), dim)
+            },
             #[cfg(not(target_arch = "x86_64"))]
             KvStorage::Bf16 => {}
         });

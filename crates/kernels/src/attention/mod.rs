@@ -25,7 +25,7 @@ use std::ops::Range;
 
 use crate::gemm::left::Strided;
 use crate::gemm::{Matrix, strided, transpose_with};
-use crate::isa::{self, Isa};
+use crate::isa::{self, Available, Isa};
 
 /// Keys in a tile.
 pub(crate) const TILE: usize = 64;
@@ -173,7 +173,7 @@ impl AttentionShape {
 
     /// How keys and values are kept and multiplied with the instruction set in use: tiles need heads of whole steps.
     pub fn kv_storage(&self) -> KvStorage {
-        if self.bf16 && self.head_dim.is_multiple_of(32) && isa::active() == Isa::Amx {
+        if self.bf16 && self.head_dim.is_multiple_of(32) && isa::active().isa() == Isa::Amx {
             KvStorage::Bf16
         } else {
             KvStorage::F32
@@ -235,7 +235,7 @@ struct Run {
 }
 
 /// `[tiles][dim][TILE]`: one head of consecutive rows of keys or values, transposed tile by tile.
-fn transpose_tiles(isa: Isa, rows: &[f32], width: usize, head: usize, dim: usize, to: &mut [f32]) {
+fn transpose_tiles(isa: Available, rows: &[f32], width: usize, head: usize, dim: usize, to: &mut [f32]) {
     for (rows, to) in rows.chunks(TILE * width).zip(to.chunks_exact_mut(dim * TILE)) {
         let count = rows.len() / width;
         assert!((head + 1) * dim <= width, "head {head} of {dim} in rows of {width}");
@@ -248,7 +248,7 @@ fn transpose_tiles(isa: Isa, rows: &[f32], width: usize, head: usize, dim: usize
 
 /// `out (+)= a · b` for row-major blocks inside slices: `a` `[rows, depth]` or, transposed, `[depth, rows]`.
 struct Block<'a> {
-    isa: Isa,
+    isa: Available,
     a: &'a [f32],
     a_row: usize,
     a_col: usize,

@@ -1,9 +1,10 @@
 //! Attention by AMX tiles: keys and values as pairs of bf16.
 
 use super::TILE;
+use crate::gemm::amx::HasTiles;
 use crate::gemm::amx::left::{LeftTiles, Rounded};
 use crate::gemm::{amx, transpose_with};
-use crate::isa::{Isa, multiversion};
+use crate::isa::{Available, multiversion};
 use crate::scratch;
 
 /// Some queries, rounded.
@@ -22,26 +23,38 @@ pub(super) fn with_queries<T>(
 /// `scores [rows, 64] = queries · keys` for a tile of keys, `[dim / 2]` rows of 64 pairs, `keys.1` apart.
 ///
 /// # Safety
-/// Tiles are usable; `keys` has `dim / 2` rows of a whole tile; `scores` has the rows, more than 32 rounded up to 16.
-pub(super) unsafe fn scores(queries: Queries<'_>, keys: (*const f32, usize), scores: *mut f32) {
+/// `keys` has `dim / 2` rows of a whole tile; `scores` has the rows, more than 32 rounded up to 16.
+pub(super) unsafe fn scores(
+    tiles: HasTiles,
+    queries: Queries<'_>,
+    keys: (*const f32, usize),
+    scores: *mut f32,
+) {
     // SAFETY: the caller's promise.
-    unsafe { amx::times(queries, (keys.0.cast(), keys.1), TILE, (scores, TILE), false) }
+    unsafe { amx::times(tiles, queries, (keys.0.cast(), keys.1), TILE, (scores, TILE), false) }
 }
 
 /// `sums [rows, dim] += weights [rows, 64] · values` for a tile of values, `[32]` rows of `dim` pairs of tokens.
 ///
 /// # Safety
-/// Tiles are usable; `values` is a whole tile; `sums` has the rows, more than 32 rounded up to 16.
-pub(super) unsafe fn add_values(weights: &[f32], values: *const f32, sums: *mut f32, dim: usize) {
+/// `values` is a whole tile; `sums` has the rows, more than 32 rounded up to 16.
+pub(super) unsafe fn add_values(
+    tiles: HasTiles,
+    weights: &[f32],
+    values: *const f32,
+    sums: *mut f32,
+    dim: usize,
+) {
     Rounded::with(weights, weights.len() / TILE, TILE, |weights| {
         // SAFETY: the caller's promise.
-        unsafe { amx::times(weights, (values.cast(), dim), dim, (sums, dim), true) }
+        unsafe { amx::times(tiles, weights, (values.cast(), dim), dim, (sums, dim), true) }
     });
 }
 
 /// Puts a head's keys and values of `count` tokens (rows of `k` and `v`, `width` apart) into their places in a page, from token
 /// `slot` on. The values behind them in the page become 0 when it is begun, because weights of 0 multiply these too.
 pub(super) fn store(
+    isa: Available,
     (k, v, width): (&[f32], &[f32], usize),
     dim: usize,
     (slot, count, page_tokens): (usize, usize, usize),
@@ -51,12 +64,12 @@ pub(super) fn store(
     assert!(keys.len() == dim / 2 * page_tokens && values.len() == keys.len() && slot + count <= page_tokens);
     scratch::with(count * dim / 2, |words| {
         for (row, words) in words.chunks_exact_mut(dim / 2).enumerate() {
-            round_pairs(Isa::Amx, &k[row * width..][..dim], words);
+            round_pairs(isa, &k[row * width..][..dim], words);
         }
         // SAFETY: `words` is [count, dim / 2], `keys` [dim / 2, page_tokens] with columns `slot .. slot + count`.
         unsafe {
             let to = keys.as_mut_ptr().add(slot);
-            transpose_with(Isa::Amx, (count, dim / 2), words.as_ptr(), dim / 2, to, page_tokens);
+            transpose_with(isa, (count, dim / 2), words.as_ptr(), dim / 2, to, page_tokens);
         }
     });
     if slot == 0 {
@@ -68,10 +81,10 @@ pub(super) fn store(
         let to = &mut values[at / 2 * dim..][..dim];
         let own = &v[row * width..][..dim];
         if at % 2 == 0 && row + 1 < count {
-            pair_rows(Isa::Amx, own, &v[(row + 1) * width..][..dim], to);
+            pair_rows(isa, own, &v[(row + 1) * width..][..dim], to);
             row += 2;
         } else {
-            half_rows(Isa::Amx, own, at % 2, to);
+            half_rows(isa, own, at % 2, to);
             row += 1;
         }
     }

@@ -10,13 +10,13 @@ mod right;
 mod tiles;
 
 use std::arch::asm;
-use std::arch::x86_64::{__cpuid_count, _xgetbv};
+use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
 use std::ops::Range;
 use std::sync::OnceLock;
 
 use super::Accumulate;
 use super::tile::PANEL;
-use crate::isa::Isa;
+use crate::isa::Available;
 use crate::mlp::{Activation, gate_in_place};
 use crate::packed::{Packed, Storage};
 use crate::pool::{self, Parts};
@@ -35,14 +35,30 @@ const MANY_ROWS: usize = 256;
 /// Multiply-adds below which a product stays on the calling thread.
 const SMALL: usize = 256 * 1024;
 
-/// Whether this processor, its operating system and a test product agree that tiles work. Asked once.
-pub(crate) fn usable() -> bool {
-    static USABLE: OnceLock<bool> = OnceLock::new();
-    *USABLE.get_or_init(|| processor_has_tiles() && permitted() && agrees_with_portable())
+/// The proof that tiles may be used: what uses them takes one, and only detection makes it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HasTiles(());
+
+/// The proof that this processor, its operating system and a test product agree that tiles work, if they do. Asked once.
+pub(crate) fn usable() -> Option<HasTiles> {
+    static USABLE: OnceLock<Option<HasTiles>> = OnceLock::new();
+    *USABLE.get_or_init(|| offered().filter(|&tiles| agrees_with_portable(tiles)))
+}
+
+/// Tiles that the processor and its operating system offer, or the emulation of the tests.
+fn offered() -> Option<HasTiles> {
+    #[cfg(all(test, target_os = "linux"))]
+    if let Some(emulated) = emulation::instead_of_tiles() {
+        return Some(emulated);
+    }
+    (processor_has_tiles() && permitted()).then_some(HasTiles(()))
 }
 
 /// CPUID leaf 7: AMX-BF16 (EDX 22) and AMX-TILE (EDX 24); XCR0: tile configuration (17) and data (18) are saved.
 fn processor_has_tiles() -> bool {
+    if __cpuid(0).eax < 7 {
+        return false;
+    }
     let features = __cpuid_count(7, 0).edx;
     let saves = __cpuid_count(1, 0).ecx & 1 << 27 != 0;
     // SAFETY: `xgetbv` exists where the operating system uses `xsave`.
@@ -74,38 +90,53 @@ fn permitted() -> bool {
 ///
 /// This runs while the instruction set is being chosen, so nothing below it may ask [`crate::isa::active`] or
 /// [`crate::isa::best`], which would wait for themselves.
-fn agrees_with_portable() -> bool {
+fn agrees_with_portable(tiles: HasTiles) -> bool {
     let (m, n, k) = (33, 40, 70);
     let value = |i: usize| ((i * 37 + i / 7) % 17) as f32 - 8.0;
     let x: Vec<f32> = (0..m * k).map(value).collect();
     let w: Vec<f32> = (0..n * k).map(|i| value(i + 3)).collect();
     let packed = Packed::pack(&w, n, k, Storage::Bf16);
     let mut y = vec![1.0; m * n];
-    matmul(&x, m, &packed, &mut y, Accumulate::Add);
+    matmul(tiles, &x, m, &packed, &mut y, Accumulate::Add);
     (0..m * n).all(|at| {
         let (x, w) = (&x[at / n * k..][..k], &w[at % n * k..][..k]);
         y[at] == 1.0 + x.iter().zip(w).map(|(x, w)| x * w).sum::<f32>()
     })
 }
 
-/// [`super::matmul`] for bf16 weights; the sizes were checked, tiles are usable.
-pub(crate) fn matmul(x: &[f32], m: usize, w: &Packed, y: &mut [f32], accumulate: Accumulate) {
+/// [`super::matmul`] for bf16 weights; the sizes were checked.
+pub(crate) fn matmul(
+    tiles: HasTiles,
+    x: &[f32],
+    m: usize,
+    w: &Packed,
+    y: &mut [f32],
+    accumulate: Accumulate,
+) {
     let right = |panel: usize, _scratch: &mut [u32]| w.panel(panel).cast::<u32>();
-    product(x, (m, w.n(), w.k()), y, accumulate, 0, right);
+    product(tiles, x, (m, w.n(), w.k()), y, accumulate, 0, right);
 }
 
-/// [`super::matmul_transposed`] for bf16 weights; the sizes were checked, tiles are usable.
-pub(crate) fn matmul_transposed(dy: &[f32], m: usize, w: &Packed, dx: &mut [f32], accumulate: Accumulate) {
+/// [`super::matmul_transposed`] for bf16 weights; the sizes were checked.
+pub(crate) fn matmul_transposed(
+    tiles: HasTiles,
+    dy: &[f32],
+    m: usize,
+    w: &Packed,
+    dx: &mut [f32],
+    accumulate: Accumulate,
+) {
     let depth = w.n().next_multiple_of(STEP);
     let right = |panel: usize, scratch: &mut [u32]| {
         right::transposed_panel(w, panel, scratch);
         scratch.as_ptr()
     };
-    product(dy, (m, w.k(), w.n()), dx, accumulate, depth / 2 * PANEL, right);
+    product(tiles, dy, (m, w.k(), w.n()), dx, accumulate, depth / 2 * PANEL, right);
 }
 
 /// `y (+)= x · right`; `right(panel, scratch)` gives `[depth / 2][32]` pairs, padded to whole steps, with `words` of scratch.
 fn product(
+    tiles: HasTiles,
     x: &[f32],
     (m, cols, depth): (usize, usize, usize),
     y: &mut [f32],
@@ -125,10 +156,9 @@ fn product(
         scratch::with(words, |pairs| {
             // SAFETY: any bits are valid as either type, and both need the same alignment.
             let pairs = unsafe { std::slice::from_raw_parts_mut(pairs.as_mut_ptr().cast::<u32>(), words) };
-            // SAFETY: tiles are usable: this module's functions are called nowhere else. `y` is [m, cols], of which tasks
-            // write disjoint rows and panels; `right` gives whole panels.
+            // SAFETY: `y` is [m, cols], of which tasks write disjoint rows and panels; `right` gives whole panels.
             unsafe {
-                rows_by_panels(left, first, panels, (y.as_ptr(), cols), accumulate, |panel| {
+                rows_by_panels(tiles, left, first, panels, (y.as_ptr(), cols), accumulate, |panel| {
                     right(panel, pairs)
                 })
             };
@@ -156,11 +186,18 @@ fn product(
     }
 }
 
-/// `y = (act(x · Gᵀ) ⊙ x · Uᵀ) · Dᵀ` for bf16 weights G, U `[inner, k]` and D `[n, inner]`; the sizes were checked, tiles are usable.
+/// `y = (act(x · Gᵀ) ⊙ x · Uᵀ) · Dᵀ` for bf16 weights G, U `[inner, k]` and D `[n, inner]`; the sizes were checked.
 ///
 /// The bits are those of the separate operations, but what lies between them is never written to memory: a panel of 32 inner
 /// columns is one step of the left tiles that D's product reads.
-pub(crate) fn mlp(x: &[f32], m: usize, [g, u, d]: [&Packed; 3], activation: Activation, y: &mut [f32]) {
+pub(crate) fn mlp(
+    (isa, has_tiles): (Available, HasTiles),
+    x: &[f32],
+    m: usize,
+    [g, u, d]: [&Packed; 3],
+    activation: Activation,
+    y: &mut [f32],
+) {
     if m == 0 || g.n() == 0 || g.k() == 0 {
         return y.fill(0.0);
     }
@@ -173,15 +210,16 @@ pub(crate) fn mlp(x: &[f32], m: usize, [g, u, d]: [&Packed; 3], activation: Acti
         Rounded::with(x, rows.len(), k, |left| {
             left::with_tiles(rows.len(), inner_panels, |inner| {
                 by_panels(inner_panels, tasks, |panels| {
-                    // SAFETY: tiles are usable; each task has its own panels.
-                    unsafe { gated_panels(left, panels, g, u, activation, inner) };
+                    // SAFETY: each task has its own panels.
+                    unsafe { gated_panels((isa, has_tiles), left, panels, g, u, activation, inner) };
                 });
                 let inner = inner.finished();
                 by_panels(out_panels, tasks, |panels| {
-                    // SAFETY: tiles are usable; `y` is [m, n], of which tasks write disjoint rows and panels.
+                    // SAFETY: `y` is [m, n], of which tasks write disjoint rows and panels.
                     unsafe {
                         let right = |panel| d.panel(panel).cast();
                         rows_by_panels(
+                            has_tiles,
                             inner,
                             rows.start,
                             panels,
@@ -212,8 +250,9 @@ fn by_panels(panels: usize, tasks: usize, body: impl Fn(Range<usize>) + Sync) {
 /// `act(left · Gᵀ) ⊙ left · Uᵀ` for some panels of inner columns, rounded into those steps of `inner`.
 ///
 /// # Safety
-/// Tiles are usable; G and U have the panels and `left`'s steps; nobody else uses these steps of `inner` now.
+/// G and U have the panels and `left`'s steps; nobody else uses these steps of `inner` now.
 unsafe fn gated_panels(
+    (isa, has_tiles): (Available, HasTiles),
     left: LeftTiles<'_>,
     panels: Range<usize>,
     g: &Packed,
@@ -222,7 +261,7 @@ unsafe fn gated_panels(
     inner: &TilesMut<'_>,
 ) {
     let m = left.rows;
-    let tiles = tiles_for(m);
+    let tiles = tiles_for(has_tiles, m);
     let few = m <= 2 * BLOCK;
     scratch::with(2 * BLOCK * PANEL, |buffer| {
         let (gate, up) = buffer.split_at_mut(BLOCK * PANEL);
@@ -242,7 +281,7 @@ unsafe fn gated_panels(
                     unsafe { block.multiply(&tiles, to.as_mut_ptr(), PANEL, false) };
                 }
                 let (gate, up) = (&mut gate[..height * PANEL], &up[..height * PANEL]);
-                gate_in_place(Isa::Amx, activation, gate, up);
+                gate_in_place(isa, activation, gate, up);
                 // SAFETY: the caller's promise.
                 unsafe { inner.round_step(start, panel, gate) };
             }
@@ -251,17 +290,22 @@ unsafe fn gated_panels(
 }
 
 /// Tiles for `m` rows: one block alone has tiles as high as there are rows.
-fn tiles_for(m: usize) -> Tiles {
-    if m <= BLOCK { Tiles::rows(m.min(TILE), m.saturating_sub(TILE)) } else { Tiles::rows(TILE, TILE) }
+fn tiles_for(has_tiles: HasTiles, m: usize) -> Tiles {
+    if m <= BLOCK {
+        Tiles::rows(has_tiles, m.min(TILE), m.saturating_sub(TILE))
+    } else {
+        Tiles::rows(has_tiles, TILE, TILE)
+    }
 }
 
 /// All rows of `left` times some panels, into rows `first ..` of `y` (its start and the distance of its rows, which is the
 /// number of columns).
 ///
 /// # Safety
-/// Tiles are usable; `right(panel)` gives `left.steps` steps of 32 columns; `y` has the rows and columns, and nobody else uses
+/// `right(panel)` gives `left.steps` steps of 32 columns; `y` has the rows and columns, and nobody else uses
 /// these now.
 unsafe fn rows_by_panels(
+    has_tiles: HasTiles,
     left: LeftTiles<'_>,
     first: usize,
     panels: Range<usize>,
@@ -270,7 +314,7 @@ unsafe fn rows_by_panels(
     mut right: impl FnMut(usize) -> *const u32,
 ) {
     let m = left.rows;
-    let tiles = tiles_for(m);
+    let tiles = tiles_for(has_tiles, m);
     let few = m <= 2 * BLOCK;
     for panel in panels {
         let right = right(panel);
@@ -318,9 +362,10 @@ struct Sums([f32; BLOCK * PANEL]);
 /// `right_row` apart; `cols` is a multiple of 32.
 ///
 /// # Safety
-/// Tiles are usable; the operands have these sizes; `out` has the rows of `left` (more than 32 rounded up to 16), `out_row`
+/// The operands have these sizes; `out` has the rows of `left` (more than 32 rounded up to 16), `out_row`
 /// apart, and nobody else uses them now.
 pub(crate) unsafe fn times(
+    has_tiles: HasTiles,
     left: LeftTiles<'_>,
     (right, right_row): (*const u32, usize),
     cols: usize,
@@ -328,7 +373,7 @@ pub(crate) unsafe fn times(
     add: bool,
 ) {
     debug_assert!(cols.is_multiple_of(PANEL), "whole panels");
-    let tiles = tiles_for(left.rows);
+    let tiles = tiles_for(has_tiles, left.rows);
     for start in (0..left.rows).step_by(BLOCK) {
         for col in (0..cols).step_by(PANEL) {
             let block = Block {
@@ -346,8 +391,8 @@ pub(crate) unsafe fn times(
 }
 
 /// Bf16 operations of `rounds` steps of a block whose operands are in tiles already: the most that they can do.
-pub(crate) fn tile_flops(rounds: usize) -> usize {
-    tiles::products_alone(&Tiles::rows(TILE, TILE), rounds);
+pub(crate) fn tile_flops(tiles: HasTiles, rounds: usize) -> usize {
+    tiles::products_alone(&Tiles::rows(tiles, TILE, TILE), rounds);
     2 * BLOCK * PANEL * STEP * rounds
 }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::left::Left;
 use super::source::Source;
-use super::tile::{self, Ends};
+use super::tile::{self, Epilogue};
 use super::vector::Vector;
 
 /// A 512-bit register.
@@ -17,8 +17,7 @@ fn mask(lanes: usize) -> __mmask16 {
     ((1u32 << lanes) - 1) as __mmask16
 }
 
-// SAFETY (of every block): the trait's contract: AVX-512 is available and pointers are valid.
-#[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all, above")]
+// SAFETY: every function keeps to the lanes and blocks that the trait allows, with instructions of AVX-512 alone.
 unsafe impl Vector for Avx512 {
     const LANES: usize = 16;
     const ROWS: usize = 14;
@@ -26,61 +25,75 @@ unsafe impl Vector for Avx512 {
 
     #[inline(always)]
     unsafe fn zero() -> Self {
+        // SAFETY: callers have AVX-512.
         unsafe { Self(_mm512_setzero_ps()) }
     }
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
+        // SAFETY: callers have AVX-512.
         unsafe { Self(_mm512_set1_ps(value)) }
     }
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: callers have AVX-512; `from` has a register of values.
         unsafe { Self(_mm512_loadu_ps(from)) }
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
+        // SAFETY: callers have AVX-512; `to` has room for a register of values.
         unsafe { _mm512_storeu_ps(to, self.0) }
     }
     #[inline(always)]
     unsafe fn load_first(from: *const f32, lanes: usize) -> Self {
+        // SAFETY: callers have AVX-512; only the first lanes of `from` are read.
         unsafe { Self(_mm512_maskz_loadu_ps(mask(lanes), from)) }
     }
     #[inline(always)]
     unsafe fn store_first(self, to: *mut f32, lanes: usize) {
+        // SAFETY: callers have AVX-512; only the first lanes of `to` are written.
         unsafe { _mm512_mask_storeu_ps(to, mask(lanes), self.0) }
     }
     #[inline(always)]
     unsafe fn mul_add(self, b: Self, c: Self) -> Self {
+        // SAFETY: callers have AVX-512.
         unsafe { Self(_mm512_fmadd_ps(self.0, b.0, c.0)) }
     }
     #[inline(always)]
     unsafe fn sum(self) -> f32 {
+        // SAFETY: callers have AVX-512.
         unsafe { _mm512_reduce_add_ps(self.0) }
     }
     #[inline(always)]
     unsafe fn add(self, b: Self) -> Self {
+        // SAFETY: callers have AVX-512.
         unsafe { Self(_mm512_add_ps(self.0, b.0)) }
     }
     #[inline(always)]
     unsafe fn mul(self, b: Self) -> Self {
+        // SAFETY: callers have AVX-512.
         unsafe { Self(_mm512_mul_ps(self.0, b.0)) }
     }
 
     #[inline(always)]
     unsafe fn load_words(from: *const u32) -> Self::Words {
+        // SAFETY: callers have AVX-512; `from` has a word for each lane.
         unsafe { _mm512_loadu_si512(from.cast()) }
     }
     #[inline(always)]
     unsafe fn low_bf16(words: Self::Words) -> Self {
+        // SAFETY: callers have AVX-512.
         unsafe { Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(words))) }
     }
     #[inline(always)]
     unsafe fn high_bf16(words: Self::Words) -> Self {
+        // SAFETY: callers have AVX-512.
         unsafe {
             Self(_mm512_castsi512_ps(_mm512_and_si512(words, _mm512_set1_epi32(0xffff_0000_u32 as i32))))
         }
     }
     #[inline(always)]
     unsafe fn one_and_byte(words: Self::Words, index: u32) -> Self {
+        // SAFETY: callers have AVX-512.
         unsafe {
             // The byte to bits 15 .. 23.
             let placed = match index {
@@ -94,6 +107,7 @@ unsafe impl Vector for Avx512 {
     }
     #[inline(always)]
     unsafe fn one_and_nibble(words: Self::Words, index: u32) -> Self {
+        // SAFETY: callers have AVX-512.
         unsafe {
             // The four bits to bits 19 .. 23.
             let placed = match index {
@@ -111,10 +125,12 @@ unsafe impl Vector for Avx512 {
     }
     #[inline(always)]
     unsafe fn load_f16(from: *const u16) -> Self {
+        // SAFETY: callers have AVX-512; `from` has a half for each lane.
         unsafe { Self(_mm512_cvtph_ps(_mm256_loadu_si256(from.cast()))) }
     }
     #[inline(always)]
     unsafe fn prefetch(address: *const u8) {
+        // SAFETY: callers have AVX-512; any address may be asked for.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
     }
 
@@ -127,6 +143,7 @@ unsafe impl Vector for Avx512 {
         to: *mut f32,
         to_row: usize,
     ) {
+        // SAFETY: callers have AVX-512; `from` has `rows` rows of `cols`, `to` `cols` rows of `rows`.
         unsafe {
             let mut a = [_mm512_setzero_ps(); 16];
             for (i, a) in a.iter_mut().enumerate().take(rows) {
@@ -142,20 +159,24 @@ unsafe impl Vector for Avx512 {
         range: Range<usize>,
         a: A,
         b: [S; P],
-        ends: Ends,
+        epilogue: Epilogue,
     ) {
-        unsafe { tile::tile::<Avx512, A, S, M, P>(range, a, b, ends) }
+        // SAFETY: the promise of this function's caller is what `tile::tile` asks for; AVX-512 is available here.
+        unsafe { tile::tile::<Avx512, A, S, M, P>(range, a, b, epilogue) }
     }
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     unsafe fn dots<const J: usize>(len: usize, x: *const f32, rows: *const f32, row: usize, out: *mut f32) {
+        // SAFETY: the promise of this function's caller is what `tile::dots` asks for; AVX-512 is available here.
         unsafe { tile::dots::<Avx512, J>(len, x, rows, row, out) }
     }
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     unsafe fn chains(rounds: usize) -> f32 {
+        // SAFETY: the promise of this function's caller is what `tile::chains` asks for; AVX-512 is available here.
         unsafe { tile::chains::<Avx512>(rounds) }
     }
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     unsafe fn unpack<S: Source<Self>>(source: S, range: Range<usize>, to: *mut f32) {
+        // SAFETY: the promise of this function's caller is what `tile::unpack` asks for; AVX-512 is available here.
         unsafe { tile::unpack(source, range, to) }
     }
 }

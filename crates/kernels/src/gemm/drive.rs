@@ -10,16 +10,16 @@ use super::left::{ColMajor, Interleaved, RowMajor, Rows, Strided};
 #[cfg(target_arch = "aarch64")]
 use super::neon::Neon;
 use super::portable::Portable;
-use super::source::{Ahead, FewFloats, Floats, Packing, Source};
-use super::tile::{CHAIN, Ends, PANEL, Sums, most_rows};
+use super::source::{FewFloats, Floats, Packing, Prefetch, Source};
+use super::tile::{CHAIN, Epilogue, PANEL, Sums, most_rows};
 use super::vector::Vector;
-use crate::isa::Isa;
+use crate::isa::{Available, Isa};
 use crate::{pool, scratch};
 
-/// Calls a function for the instruction set in use.
+/// Calls a function for the instruction set, of which there is a proof.
 macro_rules! by_isa {
     ($isa:expr, $($function:ident)::+ ($($argument:expr),*)) => {
-        match $isa {
+        match Available::isa($isa) {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 | Isa::Amx => $($function)::+::<Avx512>($($argument),*),
             #[cfg(target_arch = "x86_64")]
@@ -54,13 +54,13 @@ pub(crate) struct Matrix {
 
 /// How a block of rows is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Way {
+pub(crate) enum Strategy {
     /// Very few rows straight from the packed form, several sub-panels at once.
-    Narrow,
-    /// A moderate number of rows straight from the packed form, laid out for tiles of so many.
-    Direct(usize),
+    FewRows,
+    /// A moderate number of rows straight from the packed form, interleaved for tiles of so many.
+    Fused(usize),
     /// Many rows by panels of f32 values.
-    Panels,
+    Unpacked,
 }
 
 /// The right matrix of a product, by panels of 32 columns.
@@ -75,23 +75,23 @@ pub(crate) unsafe trait Right: Sync {
     unsafe fn panel<V: Vector>(&self, panel: usize, depth: Range<usize>, scratch: *mut f32) -> *const f32;
 
     /// How blocks of so many rows are computed.
-    fn way<V: Vector>(&self, _rows: usize) -> Way {
-        Way::Panels
+    fn strategy<V: Vector>(&self, _rows: usize) -> Strategy {
+        Strategy::Unpacked
     }
 
-    /// Computes a block of rows straight from the packed form, where [`Right::way`] says so. `laid` has the rows as
-    /// [`interleave`] writes them for [`Way::Direct`], if somebody did.
+    /// Computes a block of rows straight from the packed form, where [`Right::strategy`] says so. `interleaved` has the rows as
+    /// [`interleave`] writes them for [`Strategy::Fused`], if somebody did.
     ///
     /// # Safety
     /// V is available; rows and sub-panels exist.
-    unsafe fn straight<V: Vector>(
+    unsafe fn multiply_packed<V: Vector>(
         &self,
         _rows: usize,
         _subs: Range<usize>,
         _left: Strided,
-        _laid: Option<&[f32]>,
+        _interleaved: Option<&[f32]>,
         _depth: usize,
-        _ends: Ends,
+        _epilogue: Epilogue,
     ) {
         unreachable!("a matrix without a packed form")
     }
@@ -110,8 +110,8 @@ unsafe impl Sync for Product {}
 
 impl Product {
     /// # Safety
-    /// The matrices are valid for their sizes; `isa` is available.
-    pub(crate) unsafe fn run(&self, isa: Isa, right: &impl Right) {
+    /// The matrices are valid for their sizes.
+    pub(crate) unsafe fn run(&self, isa: Available, right: &impl Right) {
         // SAFETY: the caller's promise.
         unsafe { by_isa!(isa, Self::split(self, right)) }
     }
@@ -136,16 +136,16 @@ impl Product {
         let rows_each = m.div_ceil(row_tasks.max(1)).max(1);
         let panels_each = panels.div_ceil(panel_tasks.max(1)).max(1);
         let (row_tasks, panel_tasks) = (m.div_ceil(rows_each), panels.div_ceil(panels_each));
-        let way = right.way::<V>(rows_each);
-        let run = |laid: Option<&[f32]>| {
+        let strategy = right.strategy::<V>(rows_each);
+        let run = |interleaved: Option<&[f32]>| {
             pool::parallel_for(row_tasks * panel_tasks, |task| {
                 let (row, panel) = (task / panel_tasks * rows_each, task % panel_tasks * panels_each);
                 let rows = row..(row + rows_each).min(m);
                 let panels = panel..(panel + panels_each).min(panels);
                 // SAFETY: the caller's promise; blocks of different tasks are disjoint.
                 unsafe {
-                    if matches!(way, Way::Narrow | Way::Direct(_)) {
-                        self.straight::<V>(right, rows, panels, laid);
+                    if matches!(strategy, Strategy::FewRows | Strategy::Fused(_)) {
+                        self.multiply_packed::<V>(right, rows, panels, interleaved);
                     } else {
                         for depth in parts_of(self.depth) {
                             self.block::<V>(right, rows.clone(), panels.clone(), depth);
@@ -154,13 +154,15 @@ impl Product {
                 }
             });
         };
-        match way {
-            // Tasks that share their rows have them laid out once.
-            Way::Direct(tile) if row_tasks == 1 && panel_tasks > 1 => scratch::with(m * self.depth, |laid| {
-                // SAFETY: the caller's promise.
-                unsafe { self.lay::<V>(tile, laid) };
-                run(Some(laid));
-            }),
+        match strategy {
+            // Tasks that share their rows have them interleaved once.
+            Strategy::Fused(tile) if row_tasks == 1 && panel_tasks > 1 => {
+                scratch::with(m * self.depth, |interleaved| {
+                    // SAFETY: the caller's promise.
+                    unsafe { self.interleave_rows::<V>(tile, interleaved) };
+                    run(Some(interleaved));
+                })
+            }
             _ => run(None),
         }
     }
@@ -169,7 +171,7 @@ impl Product {
     ///
     /// # Safety
     /// As for [`Product::run`].
-    unsafe fn lay<V: Vector>(&self, most: usize, to: &mut [f32]) {
+    unsafe fn interleave_rows<V: Vector>(&self, most: usize, to: &mut [f32]) {
         // A few tiles a task: one alone takes less time than a thread needs to come.
         let each = most * 4;
         let (rows, to) = (self.out.rows, pool::Parts::new(to));
@@ -184,26 +186,26 @@ impl Product {
     }
 
     /// Where the block of these rows and panels goes.
-    fn ends(&self, rows: &Range<usize>, panels: &Range<usize>) -> Ends {
+    fn epilogue(&self, rows: &Range<usize>, panels: &Range<usize>) -> Epilogue {
         let sums = if self.add { Sums::Add } else { Sums::Write };
-        Ends { to: self.out.start, row: self.out.row, cols: self.out.cols, sums }
+        Epilogue { to: self.out.start, row: self.out.row, cols: self.out.cols, sums }
             .shifted(rows.start, panels.start * PANEL)
     }
 
     /// # Safety
     /// As for [`Product::run`]; no other thread writes this block.
-    unsafe fn straight<V: Vector>(
+    unsafe fn multiply_packed<V: Vector>(
         &self,
         right: &impl Right,
         rows: Range<usize>,
         panels: Range<usize>,
-        laid: Option<&[f32]>,
+        interleaved: Option<&[f32]>,
     ) {
-        let (ends, left) = (self.ends(&rows, &panels), self.left.down(rows.start));
+        let (epilogue, left) = (self.epilogue(&rows, &panels), self.left.down(rows.start));
         let subs = PANEL / (2 * V::LANES);
         let subs = panels.start * subs..panels.end * subs;
         // SAFETY: the caller's promise.
-        unsafe { right.straight::<V>(rows.len(), subs, left, laid, self.depth, ends) }
+        unsafe { right.multiply_packed::<V>(rows.len(), subs, left, interleaved, self.depth, epilogue) }
     }
 
     /// The part of the sums over `depth` (one of [`parts_of`]) by panels.
@@ -217,7 +219,7 @@ impl Product {
         panels: Range<usize>,
         depth: Range<usize>,
     ) {
-        let (ends, left) = (self.ends(&rows, &panels), self.left.down(rows.start));
+        let (epilogue, left) = (self.epilogue(&rows, &panels), self.left.down(rows.start));
         scratch::with(rows.len() * depth.len(), |a| {
             scratch::with(PANEL * depth.len().min(CHAIN), |b| {
                 let tile = tile_rows(rows.len(), V::ROWS);
@@ -227,14 +229,14 @@ impl Product {
                     let a =
                         Interleave { start: a.as_ptr(), rows: rows.len(), depth: depth.len(), most: tile };
                     for panel in panels.clone() {
-                        let mut ends = ends.shifted(0, (panel - panels.start) * PANEL);
+                        let mut epilogue = epilogue.shifted(0, (panel - panels.start) * PANEL);
                         // A chain's part of the panel stays in the first-level cache for all rows.
                         for chain in chains_of(depth.clone()) {
                             if chain.start > 0 {
-                                ends.sums = Sums::Add;
+                                epilogue.sums = Sums::Add;
                             }
                             let b = right.panel::<V>(panel, chain.clone(), b.as_mut_ptr());
-                            wide::<V>(a, chain.start - depth.start, chain.len(), b, ends);
+                            wide::<V>(a, chain.start - depth.start, chain.len(), b, epilogue);
                         }
                     }
                 }
@@ -305,20 +307,20 @@ struct Interleave {
 /// Values `first .. first + chain` of k of many interleaved rows times that part of one panel, `[chain][32]`.
 ///
 /// # Safety
-/// V is available; `a`, `b` and `ends` cover the product.
-unsafe fn wide<V: Vector>(a: Interleave, first: usize, chain: usize, b: *const f32, ends: Ends) {
+/// V is available; `a`, `b` and `epilogue` cover the product.
+unsafe fn wide<V: Vector>(a: Interleave, first: usize, chain: usize, b: *const f32, epilogue: Epilogue) {
     let width = 2 * V::LANES;
     for row in (0..a.rows).step_by(a.most.max(1)) {
         let count = (a.rows - row).min(a.most);
         let a = a.start.wrapping_add(row * a.depth + first * count);
-        for col in (0..ends.cols.min(PANEL)).step_by(width) {
+        for col in (0..epilogue.cols.min(PANEL)).step_by(width) {
             let b = [Floats { start: b.wrapping_add(col), row: PANEL }];
-            let ends = ends.shifted(row, col);
+            let epilogue = epilogue.shifted(row, col);
             macro_rules! by_rows {
                 ($($m:literal)*) => {
                     match count {
                         // SAFETY: the caller's promise.
-                        $($m => unsafe { V::tile::<_, _, $m, 1>(0..chain, Interleaved::<$m>(a), b, ends) },)*
+                        $($m => unsafe { V::tile::<_, _, $m, 1>(0..chain, Interleaved::<$m>(a), b, epilogue) },)*
                         _ => unreachable!("no more than 14 rows in a tile"),
                     }
                 };
@@ -341,14 +343,14 @@ pub(crate) fn direct_rows<V: Vector, S: Source<V>>(rows: usize) -> usize {
 /// as f32 first, until very many rows share them. `a` holds the rows, [`interleave`]d for tiles of [`direct_rows`].
 ///
 /// # Safety
-/// V is available; `a`, the sources and `ends` cover the product.
+/// V is available; `a`, the sources and `epilogue` cover the product.
 pub(crate) unsafe fn direct<V: Vector, S: Source<V> + Packing>(
     rows: usize,
     subs: Range<usize>,
     a: &[f32],
     depth: usize,
     source: impl Fn(usize) -> S,
-    ends: Ends,
+    epilogue: Epilogue,
 ) {
     let most = direct_rows::<V, S>(rows);
     for sub in subs.clone() {
@@ -359,27 +361,27 @@ pub(crate) unsafe fn direct<V: Vector, S: Source<V> + Packing>(
             let source = match next {
                 Some(next) if parts > 1 => {
                     let bytes = (next as usize).wrapping_sub(source.start() as usize);
-                    source.asking(Ahead::part(next, bytes, part, parts))
+                    source.prefetching(Prefetch::part(next, bytes, part, parts))
                 }
                 _ => source,
             };
             let count = (rows - row).min(most);
             let a = a[row * depth..].as_ptr();
-            let mut ends = ends.shifted(row, (sub - subs.start) * 2 * V::LANES);
+            let mut epilogue = epilogue.shifted(row, (sub - subs.start) * 2 * V::LANES);
             for range in chains_of(0..depth) {
                 macro_rules! by_rows {
                     ($($m:literal)*) => {
                         match count {
                             // SAFETY: the caller's promise.
                             $($m => unsafe {
-                                V::tile::<_, _, $m, 1>(range, Interleaved::<$m>(a), [source], ends)
+                                V::tile::<_, _, $m, 1>(range, Interleaved::<$m>(a), [source], epilogue)
                             },)*
                             _ => unreachable!("no more than 12 rows in a tile"),
                         }
                     };
                 }
                 by_rows!(1 2 3 4 5 6 7 8 9 10 11 12);
-                ends.sums = Sums::Add;
+                epilogue.sums = Sums::Add;
             }
         }
     }
@@ -394,14 +396,14 @@ pub(crate) const fn few<V: Vector, S: Source<V>>() -> usize {
 /// A few rows times many sub-panels, several at once so that there are enough independent chains of additions.
 ///
 /// # Safety
-/// V is available; `a`, the sources and `ends` cover the product.
+/// V is available; `a`, the sources and `epilogue` cover the product.
 pub(crate) unsafe fn narrow<V: Vector, A: Rows, S: Source<V>>(
     rows: usize,
     subs: Range<usize>,
     a: A,
     depth: usize,
     source: impl Fn(usize) -> S,
-    ends: Ends,
+    epilogue: Epilogue,
 ) {
     if rows == 0 || subs.is_empty() {
         return;
@@ -409,12 +411,12 @@ pub(crate) unsafe fn narrow<V: Vector, A: Rows, S: Source<V>>(
     let rows_each = rows.div_ceil(rows.div_ceil(few::<V, S>()));
     let most = (1..=4).rev().find(|&subs| most_rows::<V, S>(subs) >= rows_each).unwrap_or(1);
     let subs_each = subs.len().div_ceil(subs.len().div_ceil(most));
-    let chain = if ends.sums == Sums::Continue { depth.max(1) } else { CHAIN };
+    let chain = if epilogue.sums == Sums::Continue { depth.max(1) } else { CHAIN };
     // All rows of a group of sub-panels before the next group, so that weights are read from memory once.
     for sub in subs.clone().step_by(subs_each) {
         let count = (subs.end - sub).min(subs_each);
         for row in (0..rows).step_by(rows_each) {
-            let (a, mut ends) = (a.down(row), ends.shifted(row, (sub - subs.start) * 2 * V::LANES));
+            let (a, mut epilogue) = (a.down(row), epilogue.shifted(row, (sub - subs.start) * 2 * V::LANES));
             let source = |p| source(sub + p);
             for start in (0..depth.max(1)).step_by(chain) {
                 let range = start..(start + chain).min(depth);
@@ -423,15 +425,15 @@ pub(crate) unsafe fn narrow<V: Vector, A: Rows, S: Source<V>>(
                         match ((rows - row).min(rows_each), count) {
                             // SAFETY: the caller's promise.
                             $($(($m, $p) => unsafe {
-                                V::tile::<_, _, $m, $p>(range, a, std::array::from_fn::<_, $p, _>(source), ends)
+                                V::tile::<_, _, $m, $p>(range, a, std::array::from_fn::<_, $p, _>(source), epilogue)
                             },)*)*
                             _ => unreachable!("no more than 7 rows or 4 sub-panels in a tile"),
                         }
                     };
                 }
                 by_size!(1 x 1 2 3 4; 2 x 1 2 3 4; 3 x 1 2 3; 4 x 1 2 3; 5 x 1 2; 6 x 1 2;);
-                if ends.sums == Sums::Write {
-                    ends.sums = Sums::Add;
+                if epilogue.sums == Sums::Write {
+                    epilogue.sums = Sums::Add;
                 }
             }
         }
@@ -442,9 +444,9 @@ pub(crate) unsafe fn narrow<V: Vector, A: Rows, S: Source<V>>(
 /// `add`, each element's chain starts from what is there.
 ///
 /// # Safety
-/// `isa` is available; the matrices are valid for their sizes.
+/// The matrices are valid for their sizes.
 pub(crate) unsafe fn strided(
-    isa: Isa,
+    isa: Available,
     a: Strided,
     depth: usize,
     b: *const f32,
@@ -482,35 +484,39 @@ unsafe fn strided_with<V: Vector>(
 unsafe fn dense<V: Vector, A: Rows>(a: A, depth: usize, b: *const f32, ldb: usize, out: Matrix, add: bool) {
     let width = 2 * V::LANES;
     let sums = if add { Sums::Continue } else { Sums::Write };
-    let ends = Ends { to: out.start, row: out.row, cols: out.cols, sums };
+    let epilogue = Epilogue { to: out.start, row: out.row, cols: out.cols, sums };
     let full = out.cols / width;
     // SAFETY: the caller's promise.
     unsafe {
         let source = |s| Floats { start: b.wrapping_add(s * width), row: ldb };
-        narrow::<V, _, _>(out.rows, 0..full, a, depth, source, ends);
+        narrow::<V, _, _>(out.rows, 0..full, a, depth, source, epilogue);
         if out.cols > full * width {
             let cols = out.cols - full * width;
             let source = |_| FewFloats { start: b.wrapping_add(full * width), row: ldb, cols };
-            narrow::<V, _, _>(out.rows, 0..1, a, depth, source, ends.shifted(0, full * width));
+            narrow::<V, _, _>(out.rows, 0..1, a, depth, source, epilogue.shifted(0, full * width));
         }
     }
 }
 
 /// `out[j] = x · rows[j]`, on the calling thread; `rows` is `[out.len(), x.len()]`.
-pub(crate) fn dots(isa: Isa, x: &[f32], rows: &[f32], out: &mut [f32]) {
+pub(crate) fn dots(isa: Available, x: &[f32], rows: &[f32], out: &mut [f32]) {
     assert_eq!(rows.len(), out.len() * x.len(), "rows of x's length");
-    by_isa!(isa, dots_with(x, rows, out))
+    // SAFETY: `isa` proves that its vectors are available; sizes were checked.
+    unsafe { by_isa!(isa, dots_with(x, rows, out)) }
 }
 
 /// Eight rows at once: each value of x is loaded once for them, and there are enough independent sums.
-fn dots_with<V: Vector>(x: &[f32], rows: &[f32], out: &mut [f32]) {
+///
+/// # Safety
+/// V is available; `rows` is `[out.len(), x.len()]`.
+unsafe fn dots_with<V: Vector>(x: &[f32], rows: &[f32], out: &mut [f32]) {
     let len = x.len();
     for (i, out) in out.chunks_mut(8).enumerate() {
         let (x, rows, to) = (x.as_ptr(), rows[i * 8 * len..].as_ptr(), out.as_mut_ptr());
         macro_rules! by_rows {
             ($($j:literal)*) => {
                 match out.len() {
-                    // SAFETY: sizes were checked; `V` is the instruction set in use, which is available.
+                    // SAFETY: the caller's promise.
                     $($j => unsafe { V::dots::<$j>(len, x, rows, len, to) },)*
                     _ => unreachable!("chunks of 8"),
                 }
@@ -529,12 +535,15 @@ pub(crate) struct Chains {
 }
 
 /// Multiply-adds on registers alone, `rounds` times: the most that an instruction set can do.
-pub(crate) fn chains(isa: Isa, rounds: usize) -> Chains {
-    by_isa!(isa, chains_with(rounds))
+pub(crate) fn chains(isa: Available, rounds: usize) -> Chains {
+    // SAFETY: `isa` proves that its vectors are available.
+    unsafe { by_isa!(isa, chains_with(rounds)) }
 }
 
-fn chains_with<V: Vector>(rounds: usize) -> Chains {
-    // SAFETY: `V` is the instruction set in use, which is available.
+/// # Safety
+/// V is available.
+unsafe fn chains_with<V: Vector>(rounds: usize) -> Chains {
+    // SAFETY: the caller's promise.
     Chains { flops: 2 * super::tile::CHAINS * V::LANES * rounds, _sum: unsafe { V::chains(rounds) } }
 }
 
@@ -571,9 +580,9 @@ pub(crate) unsafe fn transpose<V: Vector>(
 /// [`transpose`] with an instruction set known at run time.
 ///
 /// # Safety
-/// As for [`transpose`]; `isa` is available.
+/// As for [`transpose`], whose V is that of `isa`.
 pub(crate) unsafe fn transpose_with(
-    isa: Isa,
+    isa: Available,
     (rows, cols): (usize, usize),
     from: *const f32,
     from_row: usize,

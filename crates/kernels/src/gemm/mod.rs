@@ -23,14 +23,12 @@ pub(crate) mod vector;
 use std::ops::Range;
 
 pub(crate) use drive::{Matrix, chains, dots, strided, transpose_with};
-use drive::{Product, Right, Way};
+use drive::{Product, Right, Strategy};
 use left::{RowMajor, Strided};
 use source::{GROUP, Packing, Source};
-use tile::{Ends, PANEL};
+use tile::{Epilogue, PANEL};
 use vector::Vector;
 
-#[cfg(target_arch = "x86_64")]
-use crate::isa::Isa;
 use crate::packed::{Packed, Storage, WithSources};
 use crate::{isa, scratch};
 
@@ -52,8 +50,8 @@ pub fn matmul(x: &[f32], m: usize, w: &Packed, y: &mut [f32], accumulate: Accumu
     assert_eq!(y.len(), m * w.n(), "y is [{m}, {}]", w.n());
     let isa = isa::active();
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Amx && w.storage() == Storage::Bf16 {
-        return amx::matmul(x, m, w, y, accumulate);
+    if let (Some(tiles), Storage::Bf16) = (isa.tiles(), w.storage()) {
+        return amx::matmul(tiles, x, m, w, y, accumulate);
     }
     let left = Strided { start: x.as_ptr(), row: w.k(), col: 1 };
     let out = Matrix { start: y.as_mut_ptr(), row: w.n(), rows: m, cols: w.n() };
@@ -70,8 +68,8 @@ pub fn matmul_transposed(dy: &[f32], m: usize, w: &Packed, dx: &mut [f32], accum
     assert_eq!(dx.len(), m * w.k(), "dx is [{m}, {}]", w.k());
     let isa = isa::active();
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Amx && w.storage() == Storage::Bf16 {
-        return amx::matmul_transposed(dy, m, w, dx, accumulate);
+    if let (Some(tiles), Storage::Bf16) = (isa.tiles(), w.storage()) {
+        return amx::matmul_transposed(tiles, dy, m, w, dx, accumulate);
     }
     let left = Strided { start: dy.as_ptr(), row: w.n(), col: 1 };
     let out = Matrix { start: dx.as_mut_ptr(), row: w.k(), rows: m, cols: w.k() };
@@ -137,10 +135,10 @@ pub fn gemm(
 /// Billions of bf16 operations a second in AMX tiles, on all threads, if there are any.
 pub(crate) fn amx_gflops() -> Option<f64> {
     #[cfg(target_arch = "x86_64")]
-    if amx::usable() {
+    if let Some(tiles) = amx::usable() {
         let flops = std::sync::atomic::AtomicUsize::new(0);
         let seconds = crate::ceilings::shortest(std::time::Duration::from_millis(150), |_| {
-            flops.store(amx::tile_flops(10_000), std::sync::atomic::Ordering::Relaxed);
+            flops.store(amx::tile_flops(tiles, 10_000), std::sync::atomic::Ordering::Relaxed);
         });
         return Some(flops.into_inner() as f64 * crate::pool::threads() as f64 / seconds * 1e-9);
     }
@@ -162,67 +160,79 @@ unsafe impl Right for Forward<'_> {
         scratch
     }
 
-    fn way<V: Vector>(&self, rows: usize) -> Way {
+    fn strategy<V: Vector>(&self, rows: usize) -> Strategy {
         struct Choose(usize);
         impl<V: Vector> WithSources<V> for Choose {
-            type Output = Way;
-            fn call<S: Source<V> + Packing>(self, most_rows: usize, _source: impl Fn(usize) -> S) -> Way {
+            type Output = Strategy;
+            fn call<S: Source<V> + Packing>(
+                self,
+                most_rows: usize,
+                _source: impl Fn(usize) -> S,
+            ) -> Strategy {
                 let Self(rows) = self;
                 if rows <= drive::few::<V, S>().min(most_rows) {
-                    Way::Narrow
+                    Strategy::FewRows
                 } else if rows <= most_rows {
-                    Way::Direct(drive::direct_rows::<V, S>(rows))
+                    Strategy::Fused(drive::direct_rows::<V, S>(rows))
                 } else {
-                    Way::Panels
+                    Strategy::Unpacked
                 }
             }
         }
         self.0.with_sources::<V, _>(Choose(rows))
     }
 
-    unsafe fn straight<V: Vector>(
+    unsafe fn multiply_packed<V: Vector>(
         &self,
         rows: usize,
         subs: Range<usize>,
         left: Strided,
-        laid: Option<&[f32]>,
+        interleaved: Option<&[f32]>,
         depth: usize,
-        ends: Ends,
+        epilogue: Epilogue,
     ) {
-        struct Straight<'a> {
-            way: Way,
+        struct MultiplyPacked<'a> {
+            strategy: Strategy,
             rows: usize,
             subs: Range<usize>,
             left: Strided,
-            laid: Option<&'a [f32]>,
+            interleaved: Option<&'a [f32]>,
             depth: usize,
-            ends: Ends,
+            epilogue: Epilogue,
         }
-        impl<V: Vector> WithSources<V> for Straight<'_> {
+        impl<V: Vector> WithSources<V> for MultiplyPacked<'_> {
             type Output = ();
             fn call<S: Source<V> + Packing>(self, _most_rows: usize, source: impl Fn(usize) -> S) {
-                let Self { way, rows, subs, left, laid, depth, ends } = self;
-                // SAFETY: the promise of `straight`'s caller.
+                let Self { strategy, rows, subs, left, interleaved, depth, epilogue } = self;
+                // SAFETY: the promise of `multiply_packed`'s caller.
                 unsafe {
-                    match (way, laid) {
-                        (Way::Direct(_), Some(laid)) => {
-                            drive::direct::<V, _>(rows, subs, laid, depth, source, ends);
+                    match (strategy, interleaved) {
+                        (Strategy::Fused(_), Some(interleaved)) => {
+                            drive::direct::<V, _>(rows, subs, interleaved, depth, source, epilogue);
                         }
-                        (Way::Direct(tile), None) => scratch::with(rows * depth, |a| {
+                        (Strategy::Fused(tile), None) => scratch::with(rows * depth, |a| {
                             drive::interleave::<V>(left, rows, tile, 0..depth, a);
-                            drive::direct::<V, _>(rows, subs, a, depth, source, ends);
+                            drive::direct::<V, _>(rows, subs, a, depth, source, epilogue);
                         }),
                         _ => {
                             let a = RowMajor { start: left.start, row: left.row };
-                            drive::narrow::<V, _, _>(rows, subs, a, depth, source, ends);
+                            drive::narrow::<V, _, _>(rows, subs, a, depth, source, epilogue);
                         }
                     }
                 }
             }
         }
         debug_assert_eq!(left.col, 1, "activations lie in rows");
-        let way = self.way::<V>(rows);
-        self.0.with_sources::<V, _>(Straight { way, rows, subs, left, laid, depth, ends });
+        let strategy = self.strategy::<V>(rows);
+        self.0.with_sources::<V, _>(MultiplyPacked {
+            strategy,
+            rows,
+            subs,
+            left,
+            interleaved,
+            depth,
+            epilogue,
+        });
     }
 }
 

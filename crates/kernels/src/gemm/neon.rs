@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use super::left::Left;
 use super::source::Source;
-use super::tile::{self, Ends};
+use super::tile::{self, Epilogue};
 use super::vector::Vector;
 
 const LANES: usize = 8;
@@ -35,8 +35,7 @@ fn one_and((low, high): Words, right: u32, left: i32, mask: u32) -> Neon {
     floats((part(low), part(high)))
 }
 
-// SAFETY (of every block): the trait's contract: pointers are valid. NEON belongs to the baseline of 64-bit Arm.
-#[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all, above")]
+// SAFETY: every function keeps to the lanes and blocks that the trait allows, with instructions of NEON alone.
 unsafe impl Vector for Neon {
     const LANES: usize = LANES;
     const ROWS: usize = 6;
@@ -44,18 +43,22 @@ unsafe impl Vector for Neon {
 
     #[inline(always)]
     unsafe fn zero() -> Self {
+        // SAFETY: callers have NEON.
         unsafe { Self(vdupq_n_f32(0.0), vdupq_n_f32(0.0)) }
     }
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
+        // SAFETY: callers have NEON.
         unsafe { Self(vdupq_n_f32(value), vdupq_n_f32(value)) }
     }
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: callers have NEON; `from` has a register of values.
         unsafe { Self(vld1q_f32(from), vld1q_f32(from.add(4))) }
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
+        // SAFETY: callers have NEON; `to` has room for a register of values.
         unsafe {
             vst1q_f32(to, self.0);
             vst1q_f32(to.add(4), self.1);
@@ -65,45 +68,56 @@ unsafe impl Vector for Neon {
     unsafe fn load_first(from: *const f32, lanes: usize) -> Self {
         let mut values = [0f32; LANES];
         for (i, value) in values.iter_mut().enumerate().take(lanes) {
+            // SAFETY: callers have NEON; only the first lanes of `from` are read.
             *value = unsafe { *from.add(i) };
         }
+        // SAFETY: callers have NEON; only the first lanes of `from` are read.
         unsafe { Self::load(values.as_ptr()) }
     }
     #[inline(always)]
     unsafe fn store_first(self, to: *mut f32, lanes: usize) {
         let mut values = [0f32; LANES];
+        // SAFETY: callers have NEON; only the first lanes of `to` are written.
         unsafe { self.store(values.as_mut_ptr()) };
         for (i, value) in values.into_iter().enumerate().take(lanes) {
+            // SAFETY: callers have NEON; only the first lanes of `to` are written.
             unsafe { *to.add(i) = value };
         }
     }
     #[inline(always)]
     unsafe fn mul_add(self, b: Self, c: Self) -> Self {
+        // SAFETY: callers have NEON.
         unsafe { Self(vfmaq_f32(c.0, self.0, b.0), vfmaq_f32(c.1, self.1, b.1)) }
     }
     #[inline(always)]
     unsafe fn sum(self) -> f32 {
+        // SAFETY: callers have NEON.
         unsafe { vaddvq_f32(vaddq_f32(self.0, self.1)) }
     }
     #[inline(always)]
     unsafe fn mul(self, b: Self) -> Self {
+        // SAFETY: callers have NEON.
         unsafe { Self(vmulq_f32(self.0, b.0), vmulq_f32(self.1, b.1)) }
     }
     #[inline(always)]
     unsafe fn add(self, b: Self) -> Self {
+        // SAFETY: callers have NEON.
         unsafe { Self(vaddq_f32(self.0, b.0), vaddq_f32(self.1, b.1)) }
     }
 
     #[inline(always)]
     unsafe fn load_words(from: *const u32) -> Words {
+        // SAFETY: callers have NEON; `from` has a word for each lane.
         unsafe { (vld1q_u32(from), vld1q_u32(from.add(4))) }
     }
     #[inline(always)]
     unsafe fn low_bf16(words: Words) -> Self {
+        // SAFETY: callers have NEON.
         unsafe { floats((vshlq_n_u32::<16>(words.0), vshlq_n_u32::<16>(words.1))) }
     }
     #[inline(always)]
     unsafe fn high_bf16(words: Words) -> Self {
+        // SAFETY: callers have NEON.
         unsafe {
             let top = vdupq_n_u32(0xffff_0000);
             floats((vandq_u32(words.0, top), vandq_u32(words.1, top)))
@@ -111,16 +125,19 @@ unsafe impl Vector for Neon {
     }
     #[inline(always)]
     unsafe fn one_and_byte(words: Words, index: u32) -> Self {
+        // SAFETY: callers have NEON.
         unsafe { one_and(words, 8 * index, 15, 0xff << 15) }
     }
     #[inline(always)]
     unsafe fn one_and_nibble(words: Words, index: u32) -> Self {
+        // SAFETY: callers have NEON.
         unsafe { one_and(words, 4 * index, 19, 0xf << 19) }
     }
     #[inline(always)]
     unsafe fn load_f16(from: *const u16) -> Self {
         // Half precision values are no type of stable Rust; the conversion itself is part of the baseline.
         let (low, high): (float32x4_t, float32x4_t);
+        // SAFETY: callers have NEON; `from` has a half for each lane.
         unsafe {
             let halves = vld1q_u16(from);
             asm!(
@@ -136,6 +153,7 @@ unsafe impl Vector for Neon {
     }
     #[inline(always)]
     unsafe fn prefetch(address: *const u8) {
+        // SAFETY: callers have NEON; any address may be asked for.
         unsafe {
             asm!("prfm pldl1keep, [{}]", in(reg) address, options(readonly, nostack, preserves_flags));
         }
@@ -152,6 +170,7 @@ unsafe impl Vector for Neon {
         for row in (0..rows).step_by(4) {
             for col in (0..cols).step_by(4) {
                 let (height, width) = ((rows - row).min(4), (cols - col).min(4));
+                // SAFETY: callers have NEON; `from` has `rows` rows of `cols`, `to` `cols` rows of `rows`.
                 unsafe {
                     let from = from.add(row * from_row + col);
                     let to = to.add(col * to_row + row);
@@ -172,17 +191,21 @@ unsafe impl Vector for Neon {
         range: Range<usize>,
         a: A,
         b: [S; P],
-        ends: Ends,
+        epilogue: Epilogue,
     ) {
-        unsafe { tile::tile::<Neon, A, S, M, P>(range, a, b, ends) }
+        // SAFETY: the promise of this function's caller is what `tile::tile` asks for; NEON is available here.
+        unsafe { tile::tile::<Neon, A, S, M, P>(range, a, b, epilogue) }
     }
     unsafe fn dots<const J: usize>(len: usize, x: *const f32, rows: *const f32, row: usize, out: *mut f32) {
+        // SAFETY: the promise of this function's caller is what `tile::dots` asks for; NEON is available here.
         unsafe { tile::dots::<Neon, J>(len, x, rows, row, out) }
     }
     unsafe fn chains(rounds: usize) -> f32 {
+        // SAFETY: the promise of this function's caller is what `tile::chains` asks for; NEON is available here.
         unsafe { tile::chains::<Neon>(rounds) }
     }
     unsafe fn unpack<S: Source<Self>>(source: S, range: Range<usize>, to: *mut f32) {
+        // SAFETY: the promise of this function's caller is what `tile::unpack` asks for; NEON is available here.
         unsafe { tile::unpack(source, range, to) }
     }
 }

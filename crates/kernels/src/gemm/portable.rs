@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::left::Left;
 use super::source::Source;
-use super::tile::{self, Ends};
+use super::tile::{self, Epilogue};
 use super::vector::Vector;
 
 const LANES: usize = 8;
@@ -18,8 +18,7 @@ fn lanes(f: impl Fn(usize) -> f32) -> Portable {
     Portable(std::array::from_fn(f))
 }
 
-// SAFETY (of every block): the trait's contract: pointers are valid; no special instruction is used.
-#[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all, above")]
+// SAFETY: every function keeps to the lanes and blocks that the trait allows, without special instructions.
 unsafe impl Vector for Portable {
     const LANES: usize = LANES;
     const ROWS: usize = if cfg!(target_arch = "aarch64") { 6 } else { 3 };
@@ -35,19 +34,23 @@ unsafe impl Vector for Portable {
     }
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: `from` has a register of values, by the caller's promise.
         Self(unsafe { from.cast::<[f32; LANES]>().read_unaligned() })
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
+        // SAFETY: `to` has room for a register of values, by the caller's promise.
         unsafe { to.cast::<[f32; LANES]>().write_unaligned(self.0) }
     }
     #[inline(always)]
     unsafe fn load_first(from: *const f32, count: usize) -> Self {
+        // SAFETY: only the first lanes of `from` are read, by the caller's promise.
         lanes(|i| if i < count { unsafe { *from.add(i) } } else { 0.0 })
     }
     #[inline(always)]
     unsafe fn store_first(self, to: *mut f32, count: usize) {
         for (i, value) in self.0.into_iter().enumerate().take(count) {
+            // SAFETY: only the first lanes of `to` are written, by the caller's promise.
             unsafe { *to.add(i) = value }
         }
     }
@@ -71,6 +74,7 @@ unsafe impl Vector for Portable {
 
     #[inline(always)]
     unsafe fn load_words(from: *const u32) -> Self::Words {
+        // SAFETY: `from` has a word for each lane, by the caller's promise.
         unsafe { from.cast::<[u32; LANES]>().read_unaligned() }
     }
     #[inline(always)]
@@ -91,6 +95,7 @@ unsafe impl Vector for Portable {
     }
     #[inline(always)]
     unsafe fn load_f16(from: *const u16) -> Self {
+        // SAFETY: `from` has a half for each lane, by the caller's promise.
         let halves = unsafe { from.cast::<[u16; LANES]>().read_unaligned() };
         lanes(|i| half::f16::from_bits(halves[i]).to_f32())
     }
@@ -107,6 +112,7 @@ unsafe impl Vector for Portable {
     ) {
         for i in 0..rows {
             for j in 0..cols {
+                // SAFETY: `from` has `rows` rows of `cols`, `to` `cols` rows of `rows`, by the caller's promise.
                 unsafe { *to.add(j * to_row + i) = *from.add(i * from_row + j) }
             }
         }
@@ -115,17 +121,21 @@ unsafe impl Vector for Portable {
         range: Range<usize>,
         a: A,
         b: [S; P],
-        ends: Ends,
+        epilogue: Epilogue,
     ) {
-        unsafe { tile::tile::<Portable, A, S, M, P>(range, a, b, ends) }
+        // SAFETY: the promise of this function's caller is what `tile::tile` asks for.
+        unsafe { tile::tile::<Portable, A, S, M, P>(range, a, b, epilogue) }
     }
     unsafe fn dots<const J: usize>(len: usize, x: *const f32, rows: *const f32, row: usize, out: *mut f32) {
+        // SAFETY: the promise of this function's caller is what `tile::dots` asks for.
         unsafe { tile::dots::<Portable, J>(len, x, rows, row, out) }
     }
     unsafe fn chains(rounds: usize) -> f32 {
+        // SAFETY: the promise of this function's caller is what `tile::chains` asks for.
         unsafe { tile::chains::<Portable>(rounds) }
     }
     unsafe fn unpack<S: Source<Self>>(source: S, range: Range<usize>, to: *mut f32) {
+        // SAFETY: the promise of this function's caller is what `tile::unpack` asks for.
         unsafe { tile::unpack(source, range, to) }
     }
 }

@@ -35,20 +35,20 @@ pub(crate) unsafe trait Source<V: Vector>: Copy {
 pub(crate) trait Packing: Copy {
     /// Its first byte.
     fn start(self) -> *const u8;
-    /// The same, asking for other bytes ahead.
-    fn asking(self, ahead: Ahead) -> Self;
+    /// The same, with another prefetch.
+    fn prefetching(self, prefetch: Prefetch) -> Self;
 }
 
-/// What a tile asks for while it reads a packed sub-panel.
+/// What a tile asks memory for while it reads a packed sub-panel.
 #[derive(Clone, Copy)]
-pub(crate) struct Ahead {
+pub(crate) struct Prefetch {
     /// What is asked for at the sub-panel's beginning.
     start: *const u8,
     /// One byte more for 2^shift bytes that were read.
     shift: u32,
 }
 
-impl Ahead {
+impl Prefetch {
     /// The bytes that follow soon.
     fn own(start: *const u8) -> Self {
         const BYTES: usize = 2048;
@@ -64,7 +64,7 @@ impl Ahead {
     /// # Safety
     /// As for [`Vector`].
     #[inline(always)]
-    unsafe fn prefetch<V: Vector>(self, read: usize) {
+    unsafe fn ask<V: Vector>(self, read: usize) {
         let address = self.start.wrapping_add(read >> self.shift);
         // SAFETY: a prefetch may name any address.
         unsafe {
@@ -147,12 +147,12 @@ unsafe impl<V: Vector> Source<V> for FewFloats {
 #[derive(Clone, Copy)]
 pub(crate) struct PackedF32 {
     from: *const f32,
-    ahead: Ahead,
+    prefetch: Prefetch,
 }
 
 impl PackedF32 {
     pub(crate) fn new(from: *const f32) -> Self {
-        Self { from, ahead: Ahead::own(from.cast()) }
+        Self { from, prefetch: Prefetch::own(from.cast()) }
     }
 }
 
@@ -160,8 +160,8 @@ impl Packing for PackedF32 {
     fn start(self) -> *const u8 {
         self.from.cast()
     }
-    fn asking(self, ahead: Ahead) -> Self {
-        Self { ahead, ..self }
+    fn prefetching(self, prefetch: Prefetch) -> Self {
+        Self { prefetch, ..self }
     }
 }
 
@@ -189,7 +189,7 @@ unsafe impl<V: Vector> Source<V> for PackedF32 {
     #[inline(always)]
     unsafe fn prefetch(self, k: usize) {
         // SAFETY: the trait's contract.
-        unsafe { self.ahead.prefetch::<V>(k * PANEL * size_of::<f32>()) }
+        unsafe { self.prefetch.ask::<V>(k * PANEL * size_of::<f32>()) }
     }
 }
 
@@ -197,12 +197,12 @@ unsafe impl<V: Vector> Source<V> for PackedF32 {
 #[derive(Clone, Copy)]
 pub(crate) struct PackedBf16 {
     from: *const u32,
-    ahead: Ahead,
+    prefetch: Prefetch,
 }
 
 impl PackedBf16 {
     pub(crate) fn new(from: *const u32) -> Self {
-        Self { from, ahead: Ahead::own(from.cast()) }
+        Self { from, prefetch: Prefetch::own(from.cast()) }
     }
 }
 
@@ -210,8 +210,8 @@ impl Packing for PackedBf16 {
     fn start(self) -> *const u8 {
         self.from.cast()
     }
-    fn asking(self, ahead: Ahead) -> Self {
-        Self { ahead, ..self }
+    fn prefetching(self, prefetch: Prefetch) -> Self {
+        Self { prefetch, ..self }
     }
 }
 
@@ -247,7 +247,7 @@ unsafe impl<V: Vector> Source<V> for PackedBf16 {
     #[inline(always)]
     unsafe fn prefetch(self, k: usize) {
         // SAFETY: the trait's contract.
-        unsafe { self.ahead.prefetch::<V>(k / 2 * PANEL * size_of::<u32>()) }
+        unsafe { self.prefetch.ask::<V>(k / 2 * PANEL * size_of::<u32>()) }
     }
 }
 
@@ -262,12 +262,12 @@ pub(crate) const INT8_GROUP: usize = 2 * PANEL + GROUP * PANEL;
 pub(crate) struct PackedInt8 {
     panel: *const u8,
     col: usize,
-    ahead: Ahead,
+    prefetch: Prefetch,
 }
 
 impl PackedInt8 {
     pub(crate) fn new(panel: *const u8, col: usize) -> Self {
-        Self { panel, col, ahead: Ahead::own(panel) }
+        Self { panel, col, prefetch: Prefetch::own(panel) }
     }
 }
 
@@ -275,8 +275,8 @@ impl Packing for PackedInt8 {
     fn start(self) -> *const u8 {
         self.panel
     }
-    fn asking(self, ahead: Ahead) -> Self {
-        Self { ahead, ..self }
+    fn prefetching(self, prefetch: Prefetch) -> Self {
+        Self { prefetch, ..self }
     }
 }
 
@@ -326,7 +326,7 @@ unsafe impl<V: Vector> Source<V> for PackedInt8 {
     #[inline(always)]
     unsafe fn prefetch(self, k: usize) {
         // SAFETY: the trait's contract.
-        unsafe { self.ahead.prefetch::<V>(k / GROUP * INT8_GROUP + k % GROUP / 4 * 4 * PANEL) }
+        unsafe { self.prefetch.ask::<V>(k / GROUP * INT8_GROUP + k % GROUP / 4 * 4 * PANEL) }
     }
 }
 
@@ -338,12 +338,12 @@ pub(crate) const Q4_GROUP: usize = 4 * PANEL + GROUP * PANEL / 2;
 pub(crate) struct PackedQ4 {
     panel: *const u8,
     col: usize,
-    ahead: Ahead,
+    prefetch: Prefetch,
 }
 
 impl PackedQ4 {
     pub(crate) fn new(panel: *const u8, col: usize) -> Self {
-        Self { panel, col, ahead: Ahead::own(panel) }
+        Self { panel, col, prefetch: Prefetch::own(panel) }
     }
 }
 
@@ -351,8 +351,8 @@ impl Packing for PackedQ4 {
     fn start(self) -> *const u8 {
         self.panel
     }
-    fn asking(self, ahead: Ahead) -> Self {
-        Self { ahead, ..self }
+    fn prefetching(self, prefetch: Prefetch) -> Self {
+        Self { prefetch, ..self }
     }
 }
 
@@ -405,6 +405,6 @@ unsafe impl<V: Vector> Source<V> for PackedQ4 {
     #[inline(always)]
     unsafe fn prefetch(self, k: usize) {
         // SAFETY: the trait's contract.
-        unsafe { self.ahead.prefetch::<V>(k / GROUP * Q4_GROUP + k % GROUP / 8 * 4 * PANEL) }
+        unsafe { self.prefetch.ask::<V>(k / GROUP * Q4_GROUP + k % GROUP / 8 * 4 * PANEL) }
     }
 }

@@ -18,7 +18,7 @@ pub(crate) const CHAIN: usize = 192;
 
 /// Where a tile goes.
 #[derive(Clone, Copy)]
-pub(crate) struct Ends {
+pub(crate) struct Epilogue {
     pub(crate) to: *mut f32,
     pub(crate) row: usize,
     /// Columns that exist, of all sub-panels together.
@@ -37,7 +37,7 @@ pub(crate) enum Sums {
     Continue,
 }
 
-impl Ends {
+impl Epilogue {
     /// The same for a tile `rows` down and `cols` to the right.
     #[inline(always)]
     pub(crate) fn shifted(self, rows: usize, cols: usize) -> Self {
@@ -75,13 +75,13 @@ macro_rules! gather {
 /// `M` rows times `P` sub-panels over some values of k: one chain each. `k` starts at a multiple of the source's group.
 ///
 /// # Safety
-/// As for [`Vector`]; `a`, `b` and `ends` must cover the tile.
+/// As for [`Vector`]; `a`, `b` and `epilogue` must cover the tile.
 #[inline(always)]
 pub(crate) unsafe fn tile<V: Vector, A: Left, S: Source<V>, const M: usize, const P: usize>(
     range: Range<usize>,
     a: A,
     b: [S; P],
-    ends: Ends,
+    epilogue: Epilogue,
 ) {
     // Larger tiles would not fit in registers; the drivers do not ask for them, and no code is made for them.
     if const { M > most_rows::<V, S>(P) } {
@@ -89,12 +89,13 @@ pub(crate) unsafe fn tile<V: Vector, A: Left, S: Source<V>, const M: usize, cons
     }
     // SAFETY: the caller's promise.
     unsafe {
-        let lanes = |p: usize, v: usize| ends.cols.saturating_sub((2 * p + v) * V::LANES).min(V::LANES);
-        let to =
-            |row: usize, p: usize, v: usize| ends.to.wrapping_add(row * ends.row + (2 * p + v) * V::LANES);
-        let full = ends.cols >= 2 * P * V::LANES;
+        let lanes = |p: usize, v: usize| epilogue.cols.saturating_sub((2 * p + v) * V::LANES).min(V::LANES);
+        let to = |row: usize, p: usize, v: usize| {
+            epilogue.to.wrapping_add(row * epilogue.row + (2 * p + v) * V::LANES)
+        };
+        let full = epilogue.cols >= 2 * P * V::LANES;
         let mut sums = [[[V::zero(); 2]; P]; M];
-        if ends.sums == Sums::Continue {
+        if epilogue.sums == Sums::Continue {
             for (row, sums) in sums.iter_mut().enumerate() {
                 for (p, sums) in sums.iter_mut().enumerate() {
                     for (v, sum) in sums.iter_mut().enumerate() {
@@ -139,7 +140,7 @@ pub(crate) unsafe fn tile<V: Vector, A: Left, S: Source<V>, const M: usize, cons
                 for (v, sum) in sums.into_iter().enumerate() {
                     let (to, lanes) = (to(row, p, v), lanes(p, v));
                     let mut sum = sum;
-                    if ends.sums == Sums::Add {
+                    if epilogue.sums == Sums::Add {
                         sum = sum.add(if full { V::load(to) } else { V::load_first(to, lanes) });
                     }
                     if full { sum.store(to) } else { sum.store_first(to, lanes) }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::left::Left;
 use super::source::Source;
-use super::tile::Ends;
+use super::tile::Epilogue;
 
 /// A vector register of f32 values.
 ///
@@ -64,7 +64,7 @@ pub(crate) unsafe trait Vector: Copy {
         range: Range<usize>,
         a: A,
         b: [S; P],
-        ends: Ends,
+        epilogue: Epilogue,
     );
     /// [`super::tile::dots`], compiled for this instruction set.
     unsafe fn dots<const J: usize>(len: usize, x: *const f32, rows: *const f32, row: usize, out: *mut f32);

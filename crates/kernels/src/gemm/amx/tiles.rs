@@ -3,6 +3,8 @@
 use std::arch::asm;
 use std::marker::PhantomData;
 
+use super::HasTiles;
+
 /// Rows of a tile.
 pub(crate) const TILE: usize = 16;
 
@@ -23,8 +25,7 @@ pub(crate) struct Tiles {
 
 impl Tiles {
     /// Tiles of so many rows in the upper and the lower half of a block, 16 at most; the right matrix has 16 rows of pairs.
-    /// Only where tiles are usable ([`super::usable`]).
-    pub(crate) fn rows(upper: usize, lower: usize) -> Self {
+    pub(crate) fn rows(_proof: HasTiles, upper: usize, lower: usize) -> Self {
         #[repr(C, align(64))]
         struct Configuration {
             palette: u8,
@@ -45,7 +46,7 @@ impl Tiles {
         // A tile of no rows is never used, but its configuration would be an error.
         let (upper, lower) = (upper as u8, lower.max(1) as u8);
         configuration.rows[..8].copy_from_slice(&[upper, upper, lower, lower, upper, lower, 16, 16]);
-        // SAFETY: only called where tiles are usable; reads the 64 bytes of `configuration`.
+        // SAFETY: there is a proof that tiles are usable; reads the 64 bytes of `configuration`.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const configuration, options(nostack, readonly)) };
         Self { _thread: PhantomData }
     }

@@ -1,5 +1,7 @@
 //! `mixse doctor`
 
+mod check;
+
 use std::{
     fmt,
     path::{Path, PathBuf},
@@ -7,6 +9,7 @@ use std::{
 };
 
 use mixse_eval::sandbox::{Capabilities, Python, Sandbox, Support};
+use mixse_kernels::{Isa, isa};
 use serde::Serialize;
 
 use crate::{
@@ -23,6 +26,9 @@ const QUICK_MEMORY: u64 = 4_000_000_000;
 const QUICK_DISK: u64 = 1_000_000_000;
 
 pub(super) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
+    if args.check {
+        return check::run(args.device.unwrap_or(Device::Cpu), args.json.format());
+    }
     let cache = Cache::locate(args.cache.cache.as_deref())?;
     print(args.json.format(), &Diagnosis::new(&cache))
 }
@@ -31,6 +37,7 @@ pub(super) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
 struct Diagnosis {
     version: &'static str,
     machine: Machine,
+    instruction_sets: InstructionSets,
     /// Devices that this binary computes on.
     devices: Vec<&'static str>,
     /// First line of `python3 --version`.
@@ -46,6 +53,22 @@ struct Diagnosis {
     runs: Place,
     /// What will be slow or will not work, and why.
     warnings: Vec<String>,
+}
+
+/// What the kernels found.
+#[derive(Serialize)]
+struct InstructionSets {
+    /// The one in use.
+    active: &'static str,
+    /// All that this machine has, slowest first.
+    available: Vec<&'static str>,
+}
+
+impl InstructionSets {
+    fn detect() -> Self {
+        let available = Isa::ALL.into_iter().filter(|isa| isa.available()).map(Isa::name).collect();
+        Self { active: isa::active().isa().name(), available }
+    }
 }
 
 #[derive(Serialize)]
@@ -65,6 +88,7 @@ impl Diagnosis {
         let mut diagnosis = Self {
             version: env!("CARGO_PKG_VERSION"),
             machine: Machine::detect(),
+            instruction_sets: InstructionSets::detect(),
             devices: Device::ALL.into_iter().filter(|d| d.is_built()).map(Device::name).collect(),
             python: first_line("python3", &["--version"]),
             pip: first_line("python3", &["-m", "pip", "--version"]),
@@ -180,6 +204,14 @@ impl fmt::Display for Diagnosis {
             ("system", format!("{}, {}", machine.system, machine.architecture)),
             ("processor", format!("{}, {} threads", machine.processor, machine.cores)),
             ("features", list(&machine.features)),
+            (
+                "kernels",
+                format!(
+                    "{}, of {}",
+                    self.instruction_sets.active,
+                    self.instruction_sets.available.join(", ")
+                ),
+            ),
             ("memory", format!("{}, {} free", size(machine.memory), size(machine.memory_free))),
             ("devices", list(&words(&self.devices))),
             ("python", self.python.clone().unwrap_or_else(missing)),
