@@ -94,11 +94,18 @@ pub fn hash_path(path: &Path) -> io::Result<String> {
 }
 
 fn hash_file(path: &Path) -> io::Result<String> {
-    let mut file = File::open(path)?;
+    hash_reader(File::open(path)?)
+}
+
+/// SHA-256 (lower-case hex) of what is left to read.
+///
+/// # Errors
+/// Reading fails.
+pub fn hash_reader(mut from: impl Read) -> io::Result<String> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 16];
     loop {
-        match file.read(&mut buffer) {
+        match from.read(&mut buffer) {
             Ok(0) => return Ok(hex(&hash.finalize())),
             Ok(count) => hash.update(&buffer[..count]),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -163,7 +170,10 @@ fn parent(path: &Path) -> &Path {
 }
 
 /// Makes a file, or a directory with all that is in it, survive a crash of the machine.
-pub(super) fn sync_tree(path: &Path) -> io::Result<()> {
+///
+/// # Errors
+/// Something cannot be opened or synced.
+pub fn sync_tree(path: &Path) -> io::Result<()> {
     if !path.is_dir() {
         return File::open(path)?.sync_all();
     }
@@ -175,7 +185,10 @@ pub(super) fn sync_tree(path: &Path) -> io::Result<()> {
 
 /// Makes renames in a directory survive a crash of the machine. Some file systems cannot sync a directory; there the
 /// rename is as durable as they make it.
-pub(super) fn sync_directory(directory: &Path) -> io::Result<()> {
+///
+/// # Errors
+/// The directory cannot be opened or synced.
+pub fn sync_directory(directory: &Path) -> io::Result<()> {
     match File::open(directory).and_then(|d| d.sync_all()) {
         Err(e) if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => Ok(()),
         other => other,
