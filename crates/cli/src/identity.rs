@@ -55,7 +55,7 @@ impl Arithmetic {
             "device": self.device,
             "operations": if portable { "portable" } else { "fused" },
             "architecture": std::env::consts::ARCH,
-            "instructions": instructions.name(),
+            "instructions": instructions.isa().name(),
         })
     }
 }

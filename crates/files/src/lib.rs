@@ -20,6 +20,6 @@ pub use atomic::{
 pub use output::{Existing, OutputDirectory, OutputError};
 pub use read::{Refused, open, read, read_json, read_prefix, read_text};
 pub use tree::{
-    create_directory, files_below, hash_bytes, hash_path, link_tree, replace_directory, sync_directory,
-    sync_tree,
+    create_directory, files_below, hash_bytes, hash_path, hash_reader, link_tree, replace_directory,
+    sync_directory, sync_tree,
 };

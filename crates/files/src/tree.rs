@@ -41,11 +41,18 @@ pub fn hash_path(path: &Path) -> io::Result<String> {
 }
 
 fn hash_file(path: &Path) -> io::Result<String> {
-    let mut file = open(path)?;
+    hash_reader(open(path)?)
+}
+
+/// SHA-256 (lower-case hex) of what is left to read.
+///
+/// # Errors
+/// Reading fails.
+pub fn hash_reader(mut from: impl Read) -> io::Result<String> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 16];
     loop {
-        match file.read(&mut buffer) {
+        match from.read(&mut buffer) {
             Ok(0) => return Ok(hex(&hash.finalize())),
             Ok(count) => hash.update(&buffer[..count]),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}

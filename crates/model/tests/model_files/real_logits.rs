@@ -2,7 +2,7 @@
 //!
 //! `fixtures/real_*.json` (made by `bench/real_models.py`) holds what transformers computes in f32 with the same GGUF file.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use mixse_model::{
     engine::{Ask, Choice, Draw, Engine, LoadOptions, Precision, Ragged},
@@ -15,6 +15,9 @@ use crate::real_models::cached;
 /// The design's bounds for the real models.
 const LOGIT_BOUND: f32 = 2e-3;
 const BF16_LOG_PROBABILITY_BOUND: f32 = 0.02;
+
+/// The largest of the models takes 7 GB in f32: one is loaded at a time.
+static LOADED: Mutex<()> = Mutex::new(());
 
 #[derive(Deserialize)]
 struct Fixture {
@@ -68,6 +71,7 @@ fn greedy(engine: &Engine, prompt: &[u32], count: usize) -> Vec<u32> {
 
 fn check(name: &str, fixture: &str) {
     let Some(path) = cached(name) else { return };
+    let _loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
     let fixture: Fixture = serde_json::from_str(fixture).unwrap();
     let checkpoint = Checkpoint::open(&path).unwrap();
     let load =
@@ -99,4 +103,14 @@ fn smollm2_computes_as_transformers_does() {
 #[test]
 fn gemma_3_computes_as_transformers_does() {
     check("gemma-3-270m", include_str!("../fixtures/real_gemma3.json"));
+}
+
+#[test]
+fn qwen_2_5_coder_0_5b_computes_as_transformers_does() {
+    check("qwen2.5-coder-0.5b-instruct", include_str!("../fixtures/real_qwen2.5_coder_0.5b.json"));
+}
+
+#[test]
+fn qwen_2_5_coder_1_5b_computes_as_transformers_does() {
+    check("qwen2.5-coder-1.5b-instruct", include_str!("../fixtures/real_qwen2.5_coder_1.5b.json"));
 }
