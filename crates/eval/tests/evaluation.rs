@@ -5,6 +5,7 @@ use std::{cell::Cell, collections::BTreeMap, fs, ops::ControlFlow, path::Path, s
 
 use mixse_eval::{
     checks::{CheckSet, Ending, Row, Shard, run_shard, summarise},
+    stats::Test,
     tasks::{
         compare::compare,
         output::{RunInfo, write},
@@ -258,10 +259,10 @@ fn benchmarks_are_run_kept_and_written() {
     assert_eq!((good.asked.get(), bad.asked.get()), (9, 9));
     assert_eq!(summary::task(&again[0].tasks[1]), summary::task(&found[0].tasks[1]));
 
-    let comparisons = compare(&found, 200, 1);
+    let comparisons = compare(&found);
     assert_eq!(comparisons.len(), 3);
-    assert_eq!((comparisons[2].task.as_str(), comparisons[2].mcnemar), ("text", Some(0.5)));
-    assert!(comparisons.iter().all(|c| c.adjusted >= c.mcnemar.unwrap()));
+    assert_eq!((comparisons[2].task.as_str(), comparisons[2].difference.p), ("text", 0.5));
+    assert!(comparisons.iter().all(|c| c.difference.test == Test::McNemar && c.adjusted >= c.difference.p));
 
     let info = RunInfo { date_id: "2026-01-01T00-00-00".into(), ..RunInfo::default() };
     let out = directory.path().join("out");

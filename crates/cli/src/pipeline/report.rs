@@ -15,7 +15,7 @@ use mixse_eval::{
         TaskTime, render,
     },
     sandbox::Python,
-    stats::paired_bootstrap,
+    stats::compare_paired,
 };
 use mixse_files::files_below;
 use mixse_selfmoe::{
@@ -32,9 +32,6 @@ use super::{
     routing::RoutingFile, train::LossFile, write, write_json,
 };
 use crate::{config::Method, machine::Machine, output::bytes};
-
-/// Resamples of the paired bootstrap.
-const RESAMPLES: usize = 10_000;
 
 /// A run's page, made from its files as they are now.
 pub(crate) struct Remade {
@@ -156,9 +153,15 @@ impl Outline<'_> {
             Some(answers.values().flatten().map(|row| f64::from(u8::from(row.correct))).collect())
         };
         let mixture = scores(MethodKind::Mixture)?;
-        let found = paired_bootstrap(&mixture, &scores(MethodKind::Base)?, RESAMPLES, self.config.seed)?;
+        let found = compare_paired(&mixture, &scores(MethodKind::Base)?)?;
         let interval = found.interval;
-        Some(Comparison { difference: found.difference, low: interval.low, high: interval.high, p: found.p })
+        Some(Comparison {
+            difference: found.difference,
+            low: interval.low,
+            high: interval.high,
+            p: found.p,
+            mid_p: found.mid_p,
+        })
     }
 
     fn curves(self, run: &Path, missing: &mut Vec<String>) -> anyhow::Result<Vec<Curve>> {

@@ -119,8 +119,11 @@ pub struct Comparison {
     pub low: f64,
     /// Upper end.
     pub high: f64,
-    /// Two-sided p-value of no difference.
+    /// Two-sided p-value of no difference (exact McNemar test).
     pub p: f64,
+    /// McNemar's mid-p, which is told beside it and decides nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mid_p: Option<f64>,
 }
 
 /// Which expert tokens got.

@@ -7,6 +7,7 @@ use super::{
     data::{Comparison, Count, Fact, FileLink, MethodKind, ReportData},
     quality,
 };
+use crate::stats::LEVEL;
 
 /// Colours for experts that the style sheet has; more experts share them.
 const COLOURS: usize = 8;
@@ -100,8 +101,10 @@ impl Headline {
             base: percent(base.share()),
             points: signed_points(difference),
             interval: comparison.map(|c| format!("{} to {}", signed_points(c.low), signed_points(c.high))),
-            p: comparison
-                .map(|c| if c.p < 0.001 { "p < 0.001".to_owned() } else { format!("p = {:.3}", c.p) }),
+            p: comparison.map(|c| {
+                let mid = c.mid_p.map(|mid| format!(", mid-p {mid:.3}")).unwrap_or_default();
+                if c.p < 0.001 { "p < 0.001".to_owned() } else { format!("p = {:.3}{mid}", c.p) }
+            }),
             items: mixture.total,
             verdict: verdict(comparison),
         })
@@ -110,8 +113,8 @@ impl Headline {
 
 fn verdict(comparison: Option<&Comparison>) -> &'static str {
     match comparison {
-        Some(c) if c.low > 0.0 => "The mixture is better than its base on these items.",
-        Some(c) if c.high < 0.0 => "The mixture is worse than its base on these items.",
+        Some(c) if c.p < LEVEL && c.difference > 0.0 => "The mixture is better than its base on these items.",
+        Some(c) if c.p < LEVEL && c.difference < 0.0 => "The mixture is worse than its base on these items.",
         Some(_) => "The difference is within what chance gives with so few items.",
         None => "",
     }
@@ -434,6 +437,20 @@ fn size(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn words_need_more_than_chance() {
+        let check = |difference, p, expected: &str| {
+            // The interval decides nothing.
+            let comparison = Comparison { difference, low: difference, high: difference, p, mid_p: None };
+            assert!(verdict(Some(&comparison)).contains(expected), "{difference} {p}");
+        };
+        check(4.0 / 12.0, 0.125, "within what chance gives");
+        check(0.3, 0.01, "better");
+        check(-0.3, 0.01, "worse");
+        check(0.0, 1.0, "within what chance gives");
+        assert_eq!(verdict(None), "");
+    }
 
     #[test]
     fn numbers_are_written_for_people() {

@@ -10,7 +10,7 @@ use super::{
     paper::paper_row,
     summary::{Cell, Contrast, Row, Summary},
 };
-use crate::{Error, Result, report::MethodKind};
+use crate::{Error, Result, report::MethodKind, stats::LEVEL};
 
 /// The page, self-contained.
 ///
@@ -172,9 +172,12 @@ impl ContrastView {
         Self {
             points: points(found.difference),
             interval: format!("{} to {}", points(low), points(high)),
-            p: p_value(found.p),
+            p: match found.mid_p {
+                Some(mid) => format!("{} (mid-p {})", p_value(found.p), p_value(mid)),
+                None => p_value(found.p),
+            },
             p_holm: p_value(contrast.p_holm),
-            significant: found.p < 0.05,
+            significant: contrast.p_holm < LEVEL,
         }
     }
 }
@@ -195,7 +198,7 @@ fn p_value(p: f64) -> String {
 /// A `tabular` (package booktabs) for each group: percent, the best of each column bold, intervals below.
 pub fn latex(findings: &Findings, summary: &Summary) -> String {
     let mut text = format!(
-        "% {}\n% Right answers in percent with 95 % intervals; p: paired bootstrap against the base.\n",
+        "% {}\n% Right answers in percent with 95 % intervals; p: against the base, paired by item (exact McNemar test with one seed, permutation test with several), with Holm's correction.\n",
         findings.title
     );
     let mut group = None;
@@ -234,7 +237,7 @@ pub fn latex(findings: &Findings, summary: &Summary) -> String {
         cells.push(cell(Some(&row.overall)));
         cells.push(row.to_base.as_ref().map_or_else(
             || "--".to_owned(),
-            |c| match c.difference.p {
+            |c| match c.p_holm {
                 p if p < 0.001 => "$<$0.001".to_owned(),
                 p => format!("{p:.3}"),
             },
@@ -264,7 +267,7 @@ fn tex_escape(text: &str) -> String {
 /// The tables' numbers: a line for every group, method and domain (`all`: all items).
 pub fn csv(findings: &Findings, summary: &Summary) -> String {
     let mut text = String::from(
-        "group,method,domain,seeds,items,share,low,high,seed_deviation,to_base,to_base_low,to_base_high,p,p_holm\n",
+        "group,method,domain,seeds,items,share,low,high,seed_deviation,to_base,to_base_low,to_base_high,p,p_holm,mid_p,test\n",
     );
     let number = |value: Option<f64>| value.map(|v| format!("{v:.6}")).unwrap_or_default();
     for row in &summary.rows {
@@ -289,6 +292,8 @@ pub fn csv(findings: &Findings, summary: &Summary) -> String {
                 of(|c| c.difference.interval.high),
                 of(|c| c.difference.p),
                 of(|c| c.p_holm),
+                number(contrast.and_then(|c| c.difference.mid_p)),
+                contrast.map(|c| quoted(c.difference.test.name())).unwrap_or_default(),
             ];
             text.push_str(&fields.join(","));
             text.push('\n');

@@ -7,12 +7,8 @@ use serde::Serialize;
 use super::{Answers, Findings};
 use crate::{
     report::MethodKind,
-    stats::{Difference, Interval, holm, paired_bootstrap, wilson_of_share},
+    stats::{Difference, Interval, compare_paired, holm, wilson_of_share},
 };
-
-/// Resamples of the paired bootstrap, and what its random numbers follow from.
-const RESAMPLES: usize = 10_000;
-const SEED: u64 = 0;
 
 /// The numbers of a study.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -63,7 +59,7 @@ pub struct Cell {
 /// A difference between two rows on the same items, each item's answers averaged over the seeds.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Contrast {
-    /// The difference with its 95 % interval and p (paired bootstrap over items).
+    /// The difference with its 95 % interval and p ([`compare_paired`]).
     #[serde(flatten)]
     pub difference: Difference,
     /// p corrected for the number of rows compared in this column of the group (Holm 1979).
@@ -171,7 +167,7 @@ fn contrast(first: &Pooled<'_>, second: &Pooled<'_>, same: bool) -> Option<Diffe
     let other = second.item_means();
     let (a, b): (Vec<f64>, Vec<f64>) =
         first.item_means().into_iter().filter_map(|(key, value)| Some((value, *other.get(&key)?))).unzip();
-    paired_bootstrap(&a, &b, RESAMPLES, SEED)
+    compare_paired(&a, &b)
 }
 
 fn set_contrasts(

@@ -1,14 +1,17 @@
-//! Multiple choice. The letter of the response is, in this order:
+//! Multiple choice. The letter of the response's own part ([`super::own`]) is, in this order:
 //!
-//! 1. the one behind the last announcement: "The answer is B", "Answer: (B)", "the answer is **B.** blue";
+//! 1. the one behind the last announcement: "The answer is B", "Answer: (B)", `\boxed{B}`, "the correct option is **B.** blue";
 //! 2. the one that the response starts with: "B", "B. blue", "(B) blue", "B: …", "Option B";
-//! 3. the option whose text stands behind the announcement, or is the whole response, or else the only option whose
-//!    text occurs in the response; compared as in [`super::text`].
+//! 3. the one that is a line by itself, the last of the response;
+//! 4. the option whose text stands behind the announcement, or is the whole response, or else the only option whose
+//!    text occurs in the response; compared as in [`super::text`]. Where one option's text is part of another's, the longer
+//!    one occurs, as in the harness's `multi_choice_regex`.
 //!
-//! A letter counts only if an option has it and no letter or digit follows, and "A" only if no word follows
-//! ("A dog" is not option A).
+//! A letter counts only if an option has it and no letter or digit follows, "A" only if no word follows ("A dog" is not
+//! option A), and a small letter only if it stands alone. "B or C", "B, C" and "both B and C" choose nothing, nor does
+//! "not B" or "B is wrong", and an announced letter that no option has is not replaced by another one.
 
-use super::text::normalise;
+use super::{own, text::normalise};
 
 /// An option's letter and text.
 pub type Choice<'a> = (char, &'a str);
@@ -36,18 +39,24 @@ fn lettered(line: &str) -> Option<Choice<'_>> {
 
 /// The letter that a response chooses, by name or by the option's text.
 pub fn extract(response: &str, options: &[Choice<'_>]) -> Option<char> {
-    let announced = super::announced(response);
-    letter(response, options)
-        .or_else(|| announced.and_then(|rest| whole_text(first_line(rest), options)))
+    let response = own(response);
+    match named(response, options) {
+        Named::Letter(letter) => return Some(letter),
+        Named::Unclear => return None,
+        Named::Nothing => {}
+    }
+    announced(response)
+        .and_then(|rest| whole_text(first_line(rest), options))
         .or_else(|| whole_text(response, options))
         .or_else(|| only_mentioned(response, options))
 }
 
-/// The letter that a response names: the first two of the ways above, without a look at the options' texts.
+/// The letter that a response names: the first three of the ways above, without a look at the options' texts.
 pub fn letter(response: &str, options: &[Choice<'_>]) -> Option<char> {
-    super::announced(response)
-        .and_then(|rest| leading_letter(rest, options))
-        .or_else(|| leading_letter(response, options))
+    match named(own(response), options) {
+        Named::Letter(letter) => Some(letter),
+        Named::Unclear | Named::Nothing => None,
+    }
 }
 
 /// The text that a response gives beside the letter that it starts with (`B. text`), if it gives one.
@@ -59,18 +68,141 @@ fn first_line(text: &str) -> &str {
     text.lines().next().unwrap_or_default()
 }
 
-fn leading_letter(text: &str, options: &[Choice<'_>]) -> Option<char> {
-    let opening: &[char] = &['(', '[', '*', '_', '"', '\'', '`', ' ', '\n'];
-    let mut text = text.trim_start_matches(opening);
-    for word in ["option ", "Option ", "choice ", "Choice ", "letter "] {
-        text = text.strip_prefix(word).unwrap_or(text).trim_start_matches(opening);
+/// What a text says in letters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Named {
+    /// No letter.
+    Nothing,
+    /// This one.
+    Letter(char),
+    /// More than one, one that is ruled out, or one that no option has.
+    Unclear,
+}
+
+fn named(response: &str, options: &[Choice<'_>]) -> Named {
+    let announced = announced(response).map_or(Named::Nothing, |rest| leading(rest, options));
+    let start = || leading(response, options);
+    let last_line = || {
+        let line = response.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default();
+        let alone = line.chars().filter(|c| c.is_alphanumeric()).count() == 1;
+        if alone { leading(line, options) } else { Named::Nothing }
+    };
+    [announced].into_iter().chain(std::iter::once_with(start)).chain(std::iter::once_with(last_line))
+        .find(|found| *found != Named::Nothing)
+        .unwrap_or(Named::Nothing)
+}
+
+/// What stands behind the last announcement; beside those of every answer "the correct option is", "I choose" and the like.
+fn announced(response: &str) -> Option<&str> {
+    const MARKS: [&str; 12] = [
+        "option is", "choice is", "option:", "choice:", "i choose", "i would choose", "i'd choose", "i pick", "i select",
+        "i'll go with", "option would be", "choice would be",
+    ];
+    let lower = response.to_ascii_lowercase();
+    let own = super::announced(response);
+    let own_start = own.map_or(0, |rest| rest.as_ptr() as usize - response.as_ptr() as usize);
+    let other = MARKS.iter().filter_map(|mark| {
+        let at = lower.rfind(mark)?;
+        let negated = lower[at + mark.len()..].trim_start().starts_with("not ");
+        let inside = lower[..at].ends_with(|c: char| c.is_alphanumeric());
+        (!negated && !inside).then_some(at + mark.len())
+    });
+    match other.max() {
+        Some(end) if end > own_start => Some(response[end..].trim_start_matches([':', ' ', '*', '_', '\n'])),
+        _ => own,
     }
+}
+
+/// The letter that a text starts with.
+fn leading(text: &str, options: &[Choice<'_>]) -> Named {
+    let text = unwrapped(text);
     let mut chars = text.chars();
-    let letter = chars.next().filter(|l| options.iter().any(|(o, _)| o == l))?;
+    let Some(first) = chars.next() else { return Named::Nothing };
     let rest = chars.as_str();
-    let article = letter == 'A' && rest.strip_prefix(' ').is_some_and(|r| r.starts_with(char::is_alphabetic));
-    let inside_a_word = rest.starts_with(|c: char| c.is_alphanumeric() || c == '\'' || c == '-');
-    (!inside_a_word && !article).then_some(letter)
+    // Wide letters are letters.
+    let letter = match u32::from(first) {
+        code @ 0xff21..=0xff5a => char::from_u32(code - 0xfee0).unwrap_or(first),
+        _ => first,
+    };
+    let small = letter.is_ascii_lowercase();
+    let letter = letter.to_ascii_uppercase();
+    if !letter.is_ascii_uppercase() || rest.starts_with(|c: char| c.is_alphanumeric() || matches!(c, '\'' | '’' | '-' | '_')) {
+        return Named::Nothing;
+    }
+    let bare = rest.trim_start_matches(CLOSING);
+    let word_follows = rest.strip_prefix(' ').is_some_and(|r| r.starts_with(char::is_alphabetic));
+    let alone = bare.is_empty() || bare.starts_with('\n');
+    let option = options.iter().find(|(o, _)| *o == letter);
+    if (small && !alone) || (letter == 'A' && word_follows && !told(rest) && !listed(rest, letter, options)) {
+        return Named::Nothing;
+    }
+    // "I think so" names no option, and "E" no option that there is.
+    let Some((_, text)) = option else {
+        let marked = rest.starts_with([')', '.', ']', '}', ':', '*']) || alone;
+        return if marked { Named::Unclear } else { Named::Nothing };
+    };
+    // Behind the option's own text the next letter stands.
+    let behind_text = behind(bare.trim_start_matches([':', ' ']), text);
+    let several = [Some(rest), behind_text].into_iter().flatten().any(|rest| listed(rest, letter, options));
+    if several || ruled_out(rest) || behind_text.is_some_and(ruled_out) {
+        return Named::Unclear;
+    }
+    Named::Letter(letter)
+}
+
+const CLOSING: &[char] = &[')', ']', '}', '.', '*', '_', '"', '\'', '`', '$', ' ', ':', ',', ';', '!', '\\'];
+
+/// Without what may stand before a letter: brackets, type, LaTeX, "option", "both", "either".
+fn unwrapped(text: &str) -> &str {
+    const OPENING: &[char] = &['(', '[', '{', '*', '_', '"', '\'', '`', ' ', '\n', '$', '<', '\u{201c}'];
+    const WORDS: [&str; 15] = [
+        "option ", "choice ", "letter ", "answer ", "clearly ", "definitely ", "either ", "both ", "\\boxed{", "\\text{",
+        "\\textbf{", "\\mathrm{", "\\mathbf{", "\\(", "\\[",
+    ];
+    let mut text = text.trim_start_matches(OPENING);
+    while let Some(word) =
+        WORDS.iter().find(|word| text.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word)))
+    {
+        text = text[word.len()..].trim_start_matches(OPENING);
+    }
+    text
+}
+
+/// What follows `option` at the start of `text`.
+fn behind<'t>(text: &'t str, option: &str) -> Option<&'t str> {
+    let found = text.get(..option.len())?;
+    (!option.is_empty() && found.eq_ignore_ascii_case(option)).then(|| &text[option.len()..])
+}
+
+/// "or C", ", C", "/C", "and (C)": another option's letter belongs to the one before.
+fn listed(rest: &str, letter: char, options: &[Choice<'_>]) -> bool {
+    let bare = rest.trim_start_matches([')', ']', '}', '.', '*', '_', '"', '`', '$', ' ']);
+    let lower = bare.get(..8.min(bare.len())).unwrap_or(bare).to_ascii_lowercase();
+    let conjunctions = ["and/or ", "or ", "and ", ", or ", ", and ", ",", "/", "&", "|", "+", "; "];
+    conjunctions.iter().filter(|word| lower.starts_with(**word)).any(|word| {
+        let mut next = unwrapped(&bare[word.len()..]).chars();
+        let other = next.next().filter(|other| *other != letter && options.iter().any(|(o, _)| o == other));
+        // "B and A dog …"
+        let rest = next.as_str();
+        let word_goes_on = rest.starts_with(|c: char| c.is_alphanumeric() || matches!(c, '\'' | '-'));
+        let article = other == Some('A') && rest.strip_prefix(' ').is_some_and(|r| r.starts_with(char::is_alphabetic))
+            && !told(rest);
+        other.is_some() && !word_goes_on && !article
+    })
+}
+
+/// Whether a verb follows a letter, which makes it a name: "A is correct".
+fn told(rest: &str) -> bool {
+    ["is ", "because", "since ", "isn't", "would ", "seems "].iter().any(|verb| rest.trim_start().starts_with(verb))
+}
+
+/// "B is wrong", "B is not correct".
+fn ruled_out(rest: &str) -> bool {
+    let bare = rest.trim_start_matches(CLOSING);
+    let lower = bare.get(..24.min(bare.len())).or_else(|| bare.get(..21.min(bare.len()))).unwrap_or_default().to_ascii_lowercase();
+    ["is not", "isn't", "is wrong", "is incorrect", "is false", "cannot be", "can't be", "is ruled out", "is eliminated"]
+        .iter()
+        .any(|verb| lower.starts_with(verb))
 }
 
 fn whole_text(text: &str, options: &[Choice<'_>]) -> Option<char> {
@@ -80,14 +212,31 @@ fn whole_text(text: &str, options: &[Choice<'_>]) -> Option<char> {
     same.next().is_none().then_some(first)
 }
 
+/// The only option whose text occurs, and is not denied ("not the lobster").
 fn only_mentioned(response: &str, options: &[Choice<'_>]) -> Option<char> {
-    let response = format!(" {} ", normalise(response));
-    let mut found = options.iter().filter(|(_, option)| {
-        let option = normalise(option);
-        !option.is_empty() && response.contains(&format!(" {option} "))
-    });
-    let first = found.next()?.0;
-    found.next().is_none().then_some(first)
+    let mut rest = format!(" {} ", normalise(response));
+    let mut longest_first: Vec<(String, char)> = options.iter().map(|(letter, text)| (normalise(text), *letter)).collect();
+    longest_first.retain(|(text, _)| !text.is_empty());
+    longest_first.sort_by_key(|(text, _)| std::cmp::Reverse(text.len()));
+    let mut found = Vec::new();
+    for (text, letter) in &longest_first {
+        let word = format!(" {text} ");
+        if let Some(at) = rest.find(&word) {
+            let denied = [" not", " isn't", " isnt", " never", " no"].iter().any(|no| rest[..at].ends_with(no));
+            if denied {
+                return None;
+            }
+            // A shorter option within this one is not mentioned by it, and one of the same text is.
+            if !longest_first.iter().any(|(other, l)| l != letter && other == text) {
+                rest = rest.replace(&word, " | ");
+            }
+            found.push(*letter);
+        }
+    }
+    match found[..] {
+        [only] => Some(only),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

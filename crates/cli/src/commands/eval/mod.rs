@@ -13,7 +13,7 @@ use clap::Args;
 use mixse_eval::{
     sandbox::{Limits, Policy, Sandbox},
     tasks::{
-        compare::compare,
+        compare::{adjust, compare},
         output::{RunInfo, write},
         run::{Attempts, Contender, Evaluated, Limit, Planned, Settings, evaluate, load},
         task::Chat,
@@ -223,10 +223,12 @@ pub(super) fn run(args: &EvalArgs) -> anyhow::Result<()> {
             }
         }
         report.models.extend(evaluated.iter().map(|model| ModelReport::new(model, seed)));
-        let comparisons = compare(&evaluated, 10_000, seed).into_iter();
+        let comparisons = compare(&evaluated).into_iter();
         report.comparisons.extend(comparisons.map(|comparison| OfSeed { seed, comparison }));
     }
     report.over_seeds = over_seeds(&report.models);
+    // Several draws of worked examples are several looks at the same question.
+    adjust(&mut report.comparisons.iter_mut().map(|c| &mut c.comparison).collect::<Vec<_>>());
     print(args.json.format(), &report)
 }
 
@@ -238,7 +240,8 @@ fn evaluate_aloud(
     let mut shown = 0;
     Ok(evaluate(settings, contenders, sandbox, &mut |progress| {
         let tenth = progress.total.div_ceil(10).max(1);
-        if progress.done < shown || progress.done >= shown + tenth {
+        let finished = progress.done == progress.total && shown < progress.total;
+        if progress.done < shown || progress.done >= shown + tenth || finished {
             shown = progress.done;
             note(format_args!("{}: {} of {} requests", progress.contender, progress.done, progress.total));
         }

@@ -153,8 +153,19 @@ impl fmt::Display for Report {
         for OfSeed { seed, comparison: c } in &self.comparisons {
             write!(
                 f,
-                "{} {},{}: {} − {} = {:+.4} (p = {:.4} after Holm's correction, {} rows",
-                c.task, c.metric, c.filter, c.first, c.second, c.bootstrap.difference, c.adjusted, c.rows
+                "{} {},{}: {} − {} = {:+.4} ({:+.4} to {:+.4}; {} p = {:.4}, {:.4} after Holm's correction, {} rows",
+                c.task,
+                c.metric,
+                c.filter,
+                c.first,
+                c.second,
+                c.difference.difference,
+                c.difference.interval.low,
+                c.difference.interval.high,
+                c.difference.test.name(),
+                c.difference.p,
+                c.adjusted,
+                c.rows
             )?;
             writeln!(f, "{})", if several { format!(", seed {seed}") } else { String::new() })?;
         }
