@@ -50,6 +50,10 @@ def tokens(path, other):
     from transformers import AutoTokenizer
     folder, file = parts(path)
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+    if type(tokenizer).__name__ == "Qwen2Tokenizer":
+        # The class and the model's own tokenizer.json normalise to NFC; a GGUF file cannot say so, and its conversion forgets it.
+        from tokenizers import normalizers
+        tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
     with open(other) as f:
         other = json.load(f)
     texts = []
@@ -58,7 +62,7 @@ def tokens(path, other):
         with_bos = tokenizer(text).input_ids
         bos = with_bos[:len(with_bos) - len(ids)]
         assert bos + ids == with_bos
-        decoded = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        decoded = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         texts.append({"text": text, "ids": ids, "bos": bos, "decoded": decoded})
     chat = [{**row, "text": tokenizer.apply_chat_template(
         row["messages"], add_generation_prompt=row["add_generation_prompt"], tokenize=False)} for row in other["chat"]]

@@ -98,7 +98,10 @@ pub(crate) fn from_hub(
         command("python3", arguments.into_iter().chain([directory.as_os_str()])),
     ];
     for mut command in commands {
-        command.env("HF_HUB_DOWNLOAD_TIMEOUT", HUB_TIMEOUT_S).env("HF_HUB_ETAG_TIMEOUT", HUB_TIMEOUT_S);
+        command
+            .env("HF_HUB_DOWNLOAD_TIMEOUT", HUB_TIMEOUT_S)
+            .env("HF_HUB_ETAG_TIMEOUT", HUB_TIMEOUT_S)
+            .env("NO_COLOR", "1");
         match run(&mut command) {
             Ok(_) => return Some(Ok(directory.join(file))),
             Err(Failure::NotInstalled) => {}
@@ -180,7 +183,7 @@ fn run(command: &mut Command) -> Result<String, Failure> {
 fn summary(said: &str) -> &str {
     let lines = || said.lines().map(str::trim).filter(|line| !line.is_empty());
     lines()
-        .rfind(|line| line.starts_with("ERROR"))
+        .rfind(|line| line.starts_with("ERROR") || line.starts_with("Error"))
         .or_else(|| lines().next_back())
         .unwrap_or("it said nothing")
 }
@@ -193,6 +196,7 @@ mod tests {
     fn the_telling_line_is_found() {
         let check = |said, expected: &str| assert_eq!(summary(said), expected);
         check("", "it said nothing");
+        check("Error: Repository not found.\n\nHint: set HF_DEBUG=1", "Error: Repository not found.");
         check("WARNING: slow\nTraceback\nOSError: no space\n\n", "OSError: no space");
         check(
             "WARNING: a\nERROR: No matching distribution\nWARNING: old pip",

@@ -220,7 +220,7 @@ impl HubModel {
         let total: u64 = wanted.iter().map(|file| file.bytes).sum();
         let there = |file: &ListedFile| fs::metadata(partial.join(&file.name)).map_or(0, |meta| meta.len());
         check_space(partial, total.saturating_sub(wanted.iter().map(|file| there(file)).sum()))?;
-        note(format_args!("{self}: {} files, {}", wanted.len(), bytes(total)));
+        note(format_args!("{self}: downloading {} (files: {})", bytes(total), wanted.len()));
         let mut progress = Progress::new(&self.to_string(), "MB", total / MEGABYTE);
         let mut done = 0;
         let mut files = Vec::new();
