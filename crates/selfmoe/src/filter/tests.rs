@@ -105,8 +105,9 @@ fn responses() {
         };
     check(&stated, "", "2 + 2 = 4\nThe answer is 4.", Ok(Some("4")));
     check(&stated, "", "2 + 2 = 4", Err(Reason::NoAnswer));
-    check(&stated, "", "The answer is four.", Err(Reason::NoNumber));
-    check(&stated, "", "2 + 2 = 4\nThe answer is four.", Err(Reason::NoNumber));
+    check(&stated, "", "The answer is four.", Ok(Some("4")));
+    check(&stated, "", "The answer is unknown.", Err(Reason::NoNumber));
+    check(&stated, "", "2 + 2 = 4\nThe answer is unknown.", Err(Reason::NoNumber));
     check(&stated, "", "The answer is 600 + 400 = 1,000.0 of 2,000.", Ok(Some("1000")));
     check(&stated, "", "Answer: $4.50", Ok(Some("4.5")));
     check(&free, "", "2 + 2 = 4", Ok(Some("4")));
