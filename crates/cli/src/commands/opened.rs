@@ -10,6 +10,7 @@ use mixse_model::{
     generate::Runner,
     mixture::{Mixture, Routing},
     peft, router_files,
+    tokenizer::ContentTokens,
     weights::Checkpoint,
 };
 
@@ -46,6 +47,10 @@ pub(crate) struct ModelFlags {
     /// Run the portable operations on the processor too, the reference that other devices use.
     #[arg(long)]
     pub(crate) portable: bool,
+    /// Special tokens that texts, messages and rows spell (`<|im_end|>`) count as such. Without it they are text, and only a
+    /// template writes special tokens.
+    #[arg(long)]
+    pub(crate) parse_special: bool,
     #[command(flatten)]
     pub(crate) cache: CacheFlag,
 }
@@ -71,7 +76,9 @@ pub(crate) struct Opened {
 impl ModelFlags {
     /// Opens the base model's files without loading its weights.
     pub(crate) fn open_files(&self) -> anyhow::Result<Checkpoint> {
-        open_base_files(&self.model, &self.cache)
+        let mut checkpoint = open_base_files(&self.model, &self.cache)?;
+        checkpoint.tokenizer.parse_content(ContentTokens::parsed_if(self.parse_special));
+        Ok(checkpoint)
     }
 
     /// Opens and loads the base without experts; a run directory is refused.
@@ -110,6 +117,9 @@ impl ModelFlags {
         } else if self.portable {
             words += ", portable";
         }
+        if self.parse_special {
+            words += ", special tokens of content parsed";
+        }
         words
     }
 
@@ -119,7 +129,8 @@ impl ModelFlags {
 
     fn load(&self, path: &Path, options: &LoadOptions) -> anyhow::Result<Opened> {
         mixse_kernels::pool::set_threads(self.threads.count());
-        let checkpoint = Checkpoint::open(path)?;
+        let mut checkpoint = Checkpoint::open(path)?;
+        checkpoint.tokenizer.parse_content(ContentTokens::parsed_if(self.parse_special));
         let decoder = Decoder::load(&checkpoint, options)?;
         Ok(Opened { checkpoint, decoder, mixture: None })
     }

@@ -2,7 +2,9 @@
 
 use std::{path::Path, sync::Arc};
 
+use anyhow::Context;
 use clap::Args;
+use mixse_model::tokenizer::ContentTokens;
 use mixse_selfmoe::template::{InstructionTemplate, Style};
 use mixse_serve::{
     engine::{Model, Variant},
@@ -34,10 +36,17 @@ pub(crate) struct Served {
 impl ServedFlags {
     pub(crate) fn open(&self) -> anyhow::Result<Served> {
         let stored = RunDirectory::stored_config(Path::new(&self.model.model))?;
-        let Opened { checkpoint, decoder, mixture } = self.model.open(&self.experts)?;
+        let Opened { mut checkpoint, decoder, mixture } = self.model.open(&self.experts)?;
+        // What a run was trained with holds for it here too.
+        if stored.as_ref().is_some_and(|config| config.parse_special) {
+            checkpoint.tokenizer.parse_content(ContentTokens::Parsed);
+        }
         let own_template = checkpoint.tokenizer.has_chat_template();
         let usual = if own_template { Style::Chat } else { Style::Completion };
         let style = self.style.or(stored.map(|config| config.style)).unwrap_or(usual);
+        if style == Style::Chat {
+            checkpoint.tokenizer.check_chat_template().context("give --style completion")?;
+        }
         let base = Variant { name: "base".into(), mixture: None };
         let variants = match mixture {
             None => vec![base],

@@ -7,7 +7,7 @@ use std::{
 };
 
 use mixse_kernels::{
-    loss::argmax,
+    loss::{argmax, log_softmax_at},
     pool,
     sample::{self, sample},
 };
@@ -17,7 +17,7 @@ use crate::{
     Result,
     cache::SequenceId,
     decoder::Session,
-    language::{Completion, Finish, LanguageModel, Request, Sampling},
+    language::{Completion, Controls, Finish, LanguageModel, LogProbs, Request, Sampling},
 };
 
 /// Keeps the random numbers of sampling apart from others with the same stream.
@@ -51,6 +51,16 @@ pub enum Event {
         /// Each expert's part in it, averaged over the blocks: it is decided when the token is read, a step after it was
         /// chosen. Empty where it is not told, and for a last token that was never read.
         parts: Vec<f32>,
+        /// How likely it was, where the request asks for it.
+        log_probs: Option<LogProbs>,
+    },
+    /// More of a row's prompt was read, and this is how likely its tokens were: all but the first, in order, where the request
+    /// asks for it.
+    Prompt {
+        /// The row's number.
+        row: usize,
+        /// The tokens.
+        tokens: Vec<LogProbs>,
     },
     /// The row has left.
     Done {
@@ -71,6 +81,10 @@ struct Row<R> {
     generated: Vec<u32>,
     /// Most tokens that may be generated.
     limit: usize,
+    /// How likely the last token was, until it is told.
+    told: Option<LogProbs>,
+    /// A stop string spells a special token, so stop strings are looked for in a text that spells them too.
+    spelled: bool,
 }
 
 impl<'a, R: Borrow<Request>> Batch<'a, R> {
@@ -112,8 +126,11 @@ impl<'a, R: Borrow<Request>> Batch<'a, R> {
     /// Adds a row that continues `sequence`, which holds everything before `prompt`.
     pub(super) fn join(&mut self, number: usize, request: R, sequence: SequenceId, prompt: &[u32]) {
         let room = self.runner.context_length().saturating_sub(self.session.len(sequence) + prompt.len());
+        let tokenizer = self.runner.tokenizer;
         self.rows.push(Row {
             number,
+            told: None,
+            spelled: request.borrow().stop.iter().any(|stop| tokenizer.spells_special(stop)),
             sequence,
             pending: prompt.iter().copied().collect(),
             generated: Vec::new(),
@@ -142,7 +159,10 @@ impl<'a, R: Borrow<Request>> Batch<'a, R> {
             let finished = match token {
                 None if row.limit == 0 && row.pending.is_empty() => Some(Finish::Length),
                 None => None,
-                Some(token) => self.take(&mut row, token, &mut events)?,
+                Some((token, log_probs)) => {
+                    row.told = log_probs;
+                    self.take(&mut row, token, &mut events)?
+                }
             };
             match finished {
                 None => kept.push(row),
@@ -151,9 +171,10 @@ impl<'a, R: Borrow<Request>> Batch<'a, R> {
                     if self.parts == Parts::Told
                         && let Some(&id) = row.pending.front()
                     {
-                        events.push(Event::Token { row: row.number, id, parts: Vec::new() });
+                        let log_probs = row.told.take();
+                        events.push(Event::Token { row: row.number, id, parts: Vec::new(), log_probs });
                     }
-                    let completion = self.completion(row.generated, finish, row.request.borrow())?;
+                    let completion = self.completion(&row, finish)?;
                     events.push(Event::Done { row: row.number, completion });
                 }
             }
@@ -163,26 +184,26 @@ impl<'a, R: Borrow<Request>> Batch<'a, R> {
     }
 
     /// The forward pass. Returns a next token for each row whose prompt is complete.
-    fn advance(&mut self, events: &mut Vec<Event>) -> Result<Vec<Option<u32>>> {
+    fn advance(&mut self, events: &mut Vec<Event>) -> Result<Vec<Option<Chosen>>> {
         let decoder = self.runner.decoder;
-        let mut budget = self.runner.limits.tokens.max(1);
-        let whole_prompts = self.runner.needs_whole_prompts();
+        let counts = self.shares();
         let mut work: Vec<(SequenceId, Vec<u32>)> = Vec::with_capacity(self.rows.len());
         // Rows that read a generated token, with its place in the pass.
         let mut reading = Vec::new();
         let mut predicting = Vec::new();
         let mut last_rows = Vec::new();
+        // Rows whose prompt's log-probabilities are told: (row of the pass, the token after it), of each.
+        let mut prompts: Vec<(usize, Vec<(usize, u32)>)> = Vec::new();
         let mut total = 0;
-        for (at, row) in self.rows.iter_mut().enumerate() {
-            // A prompt that must stay whole may go over the limit, but not when there is nothing left of it.
-            let whole = whole_prompts && row.generated.is_empty() && budget > 0;
-            let count = if whole { row.pending.len() } else { row.pending.len().min(budget) };
+        for (at, (row, count)) in self.rows.iter_mut().zip(counts).enumerate() {
             if count == 0 {
                 continue;
             }
-            budget = budget.saturating_sub(count);
             if !row.generated.is_empty() {
-                reading.push((row.number, row.pending[0], total));
+                reading.push((row.number, row.pending[0], total, row.told.take()));
+            } else if row.request.borrow().controls.prompt_log_probs {
+                let next = row.pending.iter().skip(1).take(count);
+                prompts.push((at, next.enumerate().map(|(i, &id)| (total + i, id)).collect()));
             }
             total += count;
             work.push((row.sequence, row.pending.drain(..count).collect()));
@@ -197,50 +218,120 @@ impl<'a, R: Borrow<Request>> Batch<'a, R> {
             Parts::Told => {
                 let (hidden, gates) = self.session.step_with_gates(&steps)?;
                 let experts = self.runner.mixture.map_or(0, |mixture| mixture.experts.len());
-                events.extend(reading.into_iter().map(|(row, id, at)| Event::Token {
+                events.extend(reading.into_iter().map(|(row, id, at, log_probs)| Event::Token {
                     row,
                     id,
                     parts: parts(&gates, at, experts),
+                    log_probs,
                 }));
                 hidden
             }
         };
-        let logits = decoder.logits(&hidden, &last_rows)?;
         let vocabulary = decoder.config.vocab_size;
-        let choices: Vec<(Sampling, u64)> = predicting
-            .iter()
-            .map(|&at| (self.rows[at].request.borrow().sampling, self.rows[at].generated.len() as u64))
-            .collect();
+        for (at, wanted) in prompts {
+            let row = &self.rows[at];
+            let count = row.request.borrow().controls.log_probs.unwrap_or(0);
+            let mut tokens = Vec::with_capacity(wanted.len());
+            for chunk in wanted.chunks(PROMPT_ROWS) {
+                let rows: Vec<usize> = chunk.iter().map(|(row, _)| *row).collect();
+                let logits = decoder.logits(&hidden, &rows)?;
+                let of_rows = logits.chunks(vocabulary).zip(chunk);
+                tokens.extend(of_rows.map(|(logits, (_, id))| log_probs(logits, *id, count)));
+            }
+            events.push(Event::Prompt { row: row.number, tokens });
+        }
+        let logits = decoder.logits(&hidden, &last_rows)?;
+        let choices: Vec<Choice> = predicting.iter().map(|&at| self.choice(&self.rows[at])).collect();
         let chosen: Vec<AtomicU32> = predicting.iter().map(|_| AtomicU32::new(0)).collect();
+        let of_row = |i: usize| &logits[i * vocabulary..(i + 1) * vocabulary];
         pool::parallel_for(predicting.len(), |i| {
-            let logits = &logits[i * vocabulary..(i + 1) * vocabulary];
-            let token = match choices[i] {
-                (Sampling::Greedy, _) => argmax(logits),
-                (Sampling::TopP { temperature, top_p, stream }, position) => {
-                    let u = crate::random::uniform(stream, SAMPLING, position);
-                    sample(logits, sample::Sampling { temperature, top_p }, u)
-                }
-            };
-            chosen[i].store(token, Ordering::Relaxed);
+            chosen[i].store(choices[i].choose(of_row(i)), Ordering::Relaxed);
         });
         let mut next = vec![None; self.rows.len()];
-        for (&at, token) in predicting.iter().zip(chosen) {
-            next[at] = Some(token.into_inner());
+        for (i, (&at, token)) in predicting.iter().zip(chosen).enumerate() {
+            let token = token.into_inner();
+            let wanted = self.rows[at].request.borrow().controls.log_probs;
+            next[at] = Some((token, wanted.map(|count| log_probs(of_row(i), token, count))));
         }
         Ok(next)
     }
 
+    /// How many tokens each row reads in this pass. Rows that are being continued come first, so that a long prompt does not
+    /// hold them up; of what is left the oldest prompt gets half and short ones the rest, so that neither waits for the other.
+    fn shares(&self) -> Vec<usize> {
+        let mut budget = self.runner.limits.tokens.max(1);
+        let mut counts = vec![0; self.rows.len()];
+        let is_prompt = |at: usize| self.rows[at].generated.is_empty();
+        let (mut prompts, continued): (Vec<usize>, Vec<usize>) =
+            (0..self.rows.len()).partition(|&at| is_prompt(at));
+        for at in continued {
+            counts[at] = self.rows[at].pending.len().min(budget);
+            budget -= counts[at];
+        }
+        if self.runner.needs_whole_prompts() {
+            // A prompt that must stay whole may go over the limit, but not when there is nothing left of it.
+            for at in prompts {
+                counts[at] = if budget > 0 { self.rows[at].pending.len() } else { 0 };
+                budget = budget.saturating_sub(counts[at]);
+            }
+            return counts;
+        }
+        if let Some(&oldest) = prompts.first() {
+            counts[oldest] = self.rows[oldest].pending.len().min(budget.div_ceil(2));
+            budget -= counts[oldest];
+        }
+        prompts.sort_by_key(|&at| self.rows[at].pending.len());
+        for at in prompts {
+            let more = (self.rows[at].pending.len() - counts[at]).min(budget);
+            counts[at] += more;
+            budget -= more;
+        }
+        counts
+    }
+
+    /// How the next token of a row is chosen.
+    fn choice(&self, row: &Row<R>) -> Choice {
+        let request = row.request.borrow();
+        let controls = &request.controls;
+        let early = row.generated.len() < controls.min_new_tokens;
+        let mut refused = Vec::new();
+        if early {
+            refused.extend_from_slice(self.runner.tokenizer.eos());
+            refused.extend_from_slice(&controls.stop_ids);
+        }
+        let changed = early || controls.penalties != Default::default() || !controls.bias.is_empty();
+        Choice {
+            sampling: request.sampling,
+            position: row.generated.len() as u64,
+            top_k: controls.top_k,
+            min_p: controls.min_p,
+            changes: changed.then(|| Changes {
+                // Only a repetition penalty looks at the prompt.
+                prompt: match controls.penalties.repetition {
+                    1.0 => Vec::new(),
+                    _ => request.prefix.iter().chain(&request.prompt).copied().collect(),
+                },
+                answer: row.generated.clone(),
+                controls: controls.clone(),
+                refused,
+            }),
+        }
+    }
+
     /// Adds a token to a row; says why the row is finished, if it is.
     fn take(&self, row: &mut Row<R>, token: u32, events: &mut Vec<Event>) -> Result<Option<Finish>> {
-        if self.runner.tokenizer.eos().contains(&token) {
+        let controls = &row.request.borrow().controls;
+        let ends = !controls.ignore_eos && self.runner.tokenizer.eos().contains(&token);
+        if ends || controls.stop_ids.contains(&token) {
             return Ok(Some(Finish::Eos));
         }
         row.generated.push(token);
         row.pending.push_back(token);
         if self.parts == Parts::Untold {
-            events.push(Event::Token { row: row.number, id: token, parts: Vec::new() });
+            let log_probs = row.told.take();
+            events.push(Event::Token { row: row.number, id: token, parts: Vec::new(), log_probs });
         }
-        if let Some(stop) = self.stop_in(&row.generated, row.request.borrow())? {
+        if let Some(stop) = self.stop_in(row)? {
             return Ok(Some(Finish::Stop(stop)));
         }
         Ok((row.generated.len() >= row.limit).then_some(Finish::Length))
@@ -248,21 +339,129 @@ impl<'a, R: Borrow<Request>> Batch<'a, R> {
 
     /// The stop string that appears first in the text of `ids`. The last tokens alone are looked at first; only they can
     /// have completed one.
-    fn stop_in(&self, ids: &[u32], request: &Request) -> Result<Option<usize>> {
-        let Some(longest) = request.stop.iter().map(String::len).max() else { return Ok(None) };
+    fn stop_in(&self, row: &Row<R>) -> Result<Option<usize>> {
+        let (ids, stops) = (&row.generated, &row.request.borrow().stop);
+        let Some(longest) = stops.iter().map(String::len).max() else { return Ok(None) };
         // A token has at least one byte, except for special tokens, which have no text: leave room for some.
-        let tail = ids.len().saturating_sub(longest + 16);
-        let text = self.runner.tokenizer.decode(&ids[tail..])?;
-        Ok(earliest_stop(&text, &request.stop).map(|(stop, _)| stop))
+        let tail = &ids[ids.len().saturating_sub(longest + 16)..];
+        let tokenizer = self.runner.tokenizer;
+        let text = if row.spelled { tokenizer.decode_spelled(tail)? } else { tokenizer.decode(tail)? };
+        Ok(earliest_stop(&text, stops).map(|(stop, _)| stop))
     }
 
-    fn completion(&self, ids: Vec<u32>, finish: Finish, request: &Request) -> Result<Completion> {
-        let mut text = self.runner.tokenizer.decode(&ids)?;
-        if let Some((_, at)) = earliest_stop(&text, &request.stop) {
-            text.truncate(at);
-        }
-        Ok(Completion { ids, text, finish })
+    fn completion(&self, row: &Row<R>, finish: Finish) -> Result<Completion> {
+        let (ids, stops) = (&row.generated, &row.request.borrow().stop);
+        let tokenizer = self.runner.tokenizer;
+        let text = if row.spelled {
+            self.cut_spelled(ids, stops)?
+        } else {
+            let mut text = tokenizer.decode(ids)?;
+            if let Some((_, at)) = earliest_stop(&text, stops) {
+                text.truncate(at);
+            }
+            text
+        };
+        Ok(Completion { ids: ids.clone(), text, finish })
     }
+
+    /// The text of `ids` without special tokens, up to the first stop string of the text with them.
+    fn cut_spelled(&self, ids: &[u32], stops: &[String]) -> Result<String> {
+        let tokenizer = self.runner.tokenizer;
+        let spelled = tokenizer.decode_spelled(ids)?;
+        let Some((_, at)) = earliest_stop(&spelled, stops) else { return tokenizer.decode(ids) };
+        // The last of `ids[..count]` is the token in which the stop string begins, or the first one behind it.
+        let mut count = ids.len();
+        let mut before = tokenizer.decode_spelled(&ids[..count.saturating_sub(1)])?;
+        while count > 1 && before.len() > at {
+            count -= 1;
+            before = tokenizer.decode_spelled(&ids[..count - 1])?;
+        }
+        if before.len() >= at || ids.get(count - 1).is_some_and(|&id| tokenizer.is_special(id)) {
+            return tokenizer.decode(&ids[..count - 1]);
+        }
+        let beyond = tokenizer.decode_spelled(&ids[..count])?.len().saturating_sub(at);
+        let mut text = tokenizer.decode(&ids[..count])?;
+        let end = text.len().saturating_sub(beyond);
+        text.truncate((0..=end).rev().find(|&end| text.is_char_boundary(end)).unwrap_or(0));
+        Ok(text)
+    }
+}
+
+/// A token and how likely it was, where that is asked for.
+type Chosen = (u32, Option<LogProbs>);
+
+/// Rows of a prompt whose logits are held at a time.
+const PROMPT_ROWS: usize = 64;
+
+/// How a token is chosen from logits.
+struct Choice {
+    sampling: Sampling,
+    position: u64,
+    top_k: usize,
+    min_p: f32,
+    /// What is done to the logits before; `None`: nothing.
+    changes: Option<Changes>,
+}
+
+struct Changes {
+    prompt: Vec<u32>,
+    answer: Vec<u32>,
+    controls: Controls,
+    /// Tokens that may not come now.
+    refused: Vec<u32>,
+}
+
+impl Choice {
+    fn choose(&self, logits: &[f32]) -> u32 {
+        let changed = self.changes.as_ref().map(|changes| changes.apply(logits));
+        let logits = changed.as_deref().unwrap_or(logits);
+        match self.sampling {
+            Sampling::Greedy => argmax(logits),
+            Sampling::TopP { temperature, top_p, stream } => {
+                let u = crate::random::uniform(stream, SAMPLING, self.position);
+                let (top_k, min_p) = (self.top_k, self.min_p);
+                sample(logits, sample::Sampling { temperature, top_p, top_k, min_p }, u)
+            }
+        }
+    }
+}
+
+impl Changes {
+    fn apply(&self, logits: &[f32]) -> Vec<f32> {
+        let mut logits = logits.to_vec();
+        self.controls.penalties.apply(&mut logits, self.prompt.iter().copied(), &self.answer);
+        for &(id, bias) in &self.controls.bias {
+            if let Some(logit) = logits.get_mut(id as usize) {
+                *logit += bias;
+            }
+        }
+        for &id in &self.refused {
+            if let Some(logit) = logits.get_mut(id as usize) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+        logits
+    }
+}
+
+/// How likely a token is by these logits, and the `count` likeliest.
+fn log_probs(logits: &[f32], id: u32, count: usize) -> LogProbs {
+    let log_prob = log_softmax_at(logits, id, None);
+    let log_sum = logits[id as usize] - log_prob;
+    let mut order: Vec<u32> = (0..logits.len() as u32).collect();
+    let count = count.min(order.len());
+    let by_logit =
+        |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then_with(|| a.cmp(b));
+    if count > 0 && count < order.len() {
+        order.select_nth_unstable_by(count - 1, by_logit);
+    }
+    order.truncate(count);
+    order.sort_unstable_by(by_logit);
+    let top = order.into_iter().map(|other| {
+        let log_prob = if other == id { log_prob } else { logits[other as usize] - log_sum };
+        (other, log_prob)
+    });
+    LogProbs { id, log_prob, top: top.collect() }
 }
 
 /// Each expert's part in the row `at` of a pass: its share of the gates, averaged over the blocks.
