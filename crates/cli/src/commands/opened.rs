@@ -98,9 +98,14 @@ impl ModelFlags {
                 if !flags.experts.is_empty() {
                     return Err(usage_error(format!("{} is a run with experts of its own", run.display())));
                 }
-                let RunParts { base, experts, router } = run_parts(&run)?;
+                let RunParts { base, experts, router, parse_special } = run_parts(&run)?;
                 let experts = experts.into_iter().map(|(_, directory)| directory).collect();
-                (load(&resolve_base(&base, &cache)?)?, experts, Some(router))
+                let mut opened = load(&resolve_base(&base, &cache)?)?;
+                // What the run was trained with holds for it here too.
+                if parse_special {
+                    opened.checkpoint.tokenizer.parse_content(ContentTokens::Parsed);
+                }
+                (opened, experts, Some(router))
             }
         };
         if !experts.is_empty() {
@@ -163,6 +168,8 @@ pub(crate) struct RunParts {
     /// The experts' names and directories, in the router's order.
     pub(crate) experts: Vec<(String, PathBuf)>,
     pub(crate) router: PathBuf,
+    /// Special tokens of content are recognised.
+    pub(crate) parse_special: bool,
 }
 
 /// The parts of a run that has got as far as its router.
@@ -175,7 +182,8 @@ pub(crate) fn run_parts(run: &Path) -> anyhow::Result<RunParts> {
         let directory = run.join("experts").join(&name);
         (name, directory)
     };
-    Ok(RunParts { base: config.base, experts: names.into_iter().map(directory).collect(), router })
+    let experts = names.into_iter().map(directory).collect();
+    Ok(RunParts { base: config.base, experts, router, parse_special: config.parse_special })
 }
 
 impl Opened {

@@ -4,7 +4,6 @@ use std::{path::Path, sync::Arc};
 
 use anyhow::Context;
 use clap::Args;
-use mixse_model::tokenizer::ContentTokens;
 use mixse_selfmoe::template::{InstructionTemplate, Style};
 use mixse_serve::{
     engine::{Model, Variant},
@@ -36,11 +35,7 @@ pub(crate) struct Served {
 impl ServedFlags {
     pub(crate) fn open(&self) -> anyhow::Result<Served> {
         let stored = RunDirectory::stored_config(Path::new(&self.model.model))?;
-        let Opened { mut checkpoint, decoder, mixture } = self.model.open(&self.experts)?;
-        // What a run was trained with holds for it here too.
-        if stored.as_ref().is_some_and(|config| config.parse_special) {
-            checkpoint.tokenizer.parse_content(ContentTokens::Parsed);
-        }
+        let Opened { checkpoint, decoder, mixture } = self.model.open(&self.experts)?;
         let own_template = checkpoint.tokenizer.has_chat_template();
         let usual = if own_template { Style::Chat } else { Style::Completion };
         let style = self.style.or(stored.map(|config| config.style)).unwrap_or(usual);

@@ -19,9 +19,9 @@ impl MarkedText {
 
     /// A text from outside.
     pub fn content(text: impl Into<String>) -> Self {
-        let text = text.into();
-        let content = if text.is_empty() { Vec::new() } else { vec![0..text.len()] };
-        Self { text, content }
+        let mut marked = Self::template(text);
+        marked.content.extend((!marked.text.is_empty()).then_some(0..marked.text.len()));
+        marked
     }
 
     /// Adds what a template wrote.
