@@ -105,6 +105,9 @@ fn cut_behind(text: &mut MarkedText, last: &str) -> Result<()> {
 /// optional system message, then user and assistant in turn. In chat style the template decides about the order.
 fn check(messages: &[Message], ending: Ending, style: Style) -> Result<()> {
     let refuse = |what: String| Err(Error::Conversation(what));
+    if let Some(message) = messages.iter().find(|m| !["system", "user", "assistant"].contains(&&m.role[..])) {
+        return refuse(format!("there is no role {:?}: system, user and assistant are known", message.role));
+    }
     let last = messages.last().map(|message| message.role.as_str());
     match (ending, last) {
         (_, None) => return refuse("there is no message".into()),
@@ -118,9 +121,6 @@ fn check(messages: &[Message], ending: Ending, style: Style) -> Result<()> {
         (Ending::Continue, _) => {
             return refuse("continue_final_message needs a last message from the assistant".into());
         }
-    }
-    if let Some(message) = messages.iter().find(|m| !["system", "user", "assistant"].contains(&&m.role[..])) {
-        return refuse(format!("there is no role {:?}: system, user and assistant are known", message.role));
     }
     if style == Style::Chat {
         return Ok(());

@@ -201,7 +201,7 @@ fn every_field_is_honoured_or_refused() {
     check(false, json!({ "max_tokens": 0 }), "max_tokens", "at least 1");
     check(false, json!({ "max_tokens": -3 }), "max_tokens", "below 0");
     check(false, json!({ "n": 0 }), "n", "1 to");
-    check(false, json!({ "best_of": 2 }), "best_of", "not supported|as many as n".split('|').nth(1).unwrap());
+    check(false, json!({ "best_of": 2 }), "best_of", "as many as n");
     check(false, json!({ "logprobs": 21 }), "logprobs", "0 to 20");
     check(false, json!({ "logprobs": true }), "logprobs", "number");
     check(false, json!({ "stop": [""] }), "stop", "empty");
@@ -275,11 +275,12 @@ fn special_tokens_stop_where_they_are_asked_to() {
     let mut whole = body.clone();
     whole["stream"] = json!(false);
     assert_eq!(server.post(COMPLETIONS, &whole).1["choices"][0]["text"], "aa");
-    // A penalty that is as large as the head start.
-    let penalised = json!({ "presence_penalty": 2, "logit_bias": { a.to_string(): 1.5, "98": 1 } });
-    let once = towards(end, json!({ "logit_bias": { a.to_string(): 50, "98": 49 }, "presence_penalty": 2 }));
-    assert!(once.0.starts_with("ab"), "{once:?}");
-    let _ = towards(a, penalised);
+    // A penalty that grows until it is as large as the head start.
+    let ahead = json!({ a.to_string(): 60, "98": 49 });
+    assert_eq!(towards(end, json!({ "logit_bias": ahead })).0, "aaaaaaaa");
+    let penalised =
+        towards(end, json!({ "logit_bias": ahead, "frequency_penalty": 2, "presence_penalty": 2 })).0;
+    assert!(penalised.starts_with('a') && penalised.contains('b'), "{penalised}");
 }
 
 #[test]
@@ -297,7 +298,7 @@ fn several_prompts_and_answers_come_in_order() {
     let indices: Vec<u64> =
         answers["choices"].as_array().unwrap().iter().map(|c| c["index"].as_u64().unwrap()).collect();
     assert_eq!(indices, [0, 1, 2, 3, 4, 5]);
-    assert_eq!(answers["usage"]["completion_tokens"].as_u64().unwrap() > 6, true);
+    assert!(answers["usage"]["completion_tokens"].as_u64().unwrap() > 6);
     let alone = [sampled(json!({ "prompt": "he" })), sampled(json!({ "prompt": "the he" }))];
     assert_eq!((text(&answers, 0), text(&answers, 3)), (text(&alone[0], 0), text(&alone[1], 0)));
     assert!(text(&answers, 0) != text(&answers, 1) && text(&answers, 1) != text(&answers, 2));

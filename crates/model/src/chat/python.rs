@@ -18,27 +18,33 @@ pub(super) fn strftime_now(format: &str) -> Result<String, Error> {
     strftime(format, ZonedDateTime::now().datetime())
 }
 
+/// The directives of C's `strftime`, which Python hands its format to, but for those of a time zone.
+const DIRECTIVES: &str = "%aAbBcCdDeFgGhHIjklmMnpPrRsStTuUVwWxXyY";
+
 /// Directives that are not known stay as they stand; those of a time zone are empty, as the time has none.
 fn strftime(format: &str, time: DateTime) -> Result<String, Error> {
-    let mut without_zone = String::with_capacity(format.len());
-    let mut rest = format.chars();
-    while let Some(c) = rest.next() {
-        match (c, rest.clone().next()) {
-            ('%', Some('z' | 'Z')) => {
-                rest.next();
+    let mut known = String::with_capacity(format.len());
+    let mut rest = format;
+    while let Some(at) = rest.find('%') {
+        known.push_str(&rest[..at]);
+        let directive = &rest[at + 1..];
+        let flags = directive.len() - directive.trim_start_matches(['-', '_', '0', '^', '#']).len();
+        let name = directive[flags..].chars().next();
+        let end = flags + name.map_or(0, char::len_utf8);
+        match name {
+            Some('z' | 'Z') => {}
+            Some(name) if DIRECTIVES.contains(name) => known.push_str(&rest[at..at + 1 + end]),
+            _ => {
+                known.push_str("%%");
+                known.push_str(&directive[..end]);
             }
-            ('%', Some(directive)) => {
-                without_zone.extend([c, directive]);
-                rest.next();
-            }
-            // A lone `%` at the end.
-            ('%', None) => without_zone.push_str("%%"),
-            _ => without_zone.push(c),
         }
+        rest = &directive[end..];
     }
+    known.push_str(rest);
     let config = Config::new().lenient(true);
     BrokenDownTime::from(time)
-        .to_string_with_config(&config, &without_zone)
+        .to_string_with_config(&config, &known)
         .map_err(|e| Error::new(ErrorKind::InvalidOperation, format!("strftime_now({format:?}): {e}")))
 }
 
