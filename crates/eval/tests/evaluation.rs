@@ -14,7 +14,7 @@ use mixse_eval::{
     },
 };
 use mixse_model::{
-    language::{Completion, Finish, LanguageModel, Request, Sampling, Score, ScoreRequest},
+    language::{Completion, Controls, Finish, LanguageModel, Request, Sampling, Score, ScoreRequest},
     tokenizer::{Bos, Tokenizer},
 };
 use mixse_selfmoe::record::{Answer, Example};
@@ -156,6 +156,7 @@ fn style(tokenizer: Tokenizer) -> impl Fn(&Example) -> mixse_eval::Result<Reques
             max_new_tokens: 50,
             sampling: Sampling::Greedy,
             stop: Vec::new(),
+            controls: Controls::default(),
         })
     }
 }

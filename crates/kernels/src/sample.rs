@@ -13,6 +13,61 @@ pub struct Sampling {
     pub temperature: f32,
     /// The smallest set of most probable tokens whose probabilities reach this sum is kept; 1 keeps all.
     pub top_p: f32,
+    /// So many most probable tokens are kept, before `top_p` looks at their probabilities anew; 0 keeps all.
+    pub top_k: usize,
+    /// Tokens with less than this share of the greatest probability are left out first; 0 keeps all.
+    pub min_p: f32,
+}
+
+impl Default for Sampling {
+    /// From all tokens, as probable as they are.
+    fn default() -> Self {
+        Self { temperature: 1.0, top_p: 1.0, top_k: 0, min_p: 0.0 }
+    }
+}
+
+/// What is taken off the logits of tokens that have been there before.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Penalties {
+    /// Divides positive logits and multiplies negative ones, of tokens of the prompt and the answer; 1 changes nothing.
+    pub repetition: f32,
+    /// Taken off the logits of the answer's tokens.
+    pub presence: f32,
+    /// Taken off them once more for every time that they occur.
+    pub frequency: f32,
+}
+
+impl Default for Penalties {
+    /// Nothing is changed.
+    fn default() -> Self {
+        Self { repetition: 1.0, presence: 0.0, frequency: 0.0 }
+    }
+}
+
+impl Penalties {
+    /// Changes the logits of one row, given the prompt's and the answer's tokens (CTRL's repetition penalty as in transformers,
+    /// presence and frequency as in OpenAI's documentation). Ids that have no logit are passed over.
+    pub fn apply(&self, logits: &mut [f32], prompt: impl Iterator<Item = u32>, answer: &[u32]) {
+        if self.repetition != 1.0 {
+            let mut seen: Vec<u32> = prompt.chain(answer.iter().copied()).collect();
+            seen.sort_unstable();
+            seen.dedup();
+            for id in seen {
+                if let Some(logit) = logits.get_mut(id as usize) {
+                    *logit = if *logit > 0.0 { *logit / self.repetition } else { *logit * self.repetition };
+                }
+            }
+        }
+        if self.presence != 0.0 || self.frequency != 0.0 {
+            let mut sorted = answer.to_vec();
+            sorted.sort_unstable();
+            for same in sorted.chunk_by(|a, b| a == b) {
+                if let Some(logit) = logits.get_mut(same[0] as usize) {
+                    *logit -= self.presence + self.frequency * same.len() as f32;
+                }
+            }
+        }
+    }
 }
 
 /// Buckets of the first search, by e^(x - greatest) halving every other bucket.
@@ -38,13 +93,25 @@ pub fn sample(logits: &[f32], sampling: Sampling, uniform: f32) -> u32 {
         if !greatest.is_finite() {
             return crate::loss::argmax(logits);
         }
-        let total = f64::from(weigh(isa, weights, greatest, 1.0 / sampling.temperature));
+        let mut total = f64::from(weigh(isa, weights, greatest, 1.0 / sampling.temperature));
         let top_p = f64::from(sampling.top_p.clamp(0.0, 1.0));
-        // All tokens below this weight together weigh less than what may be left out, so none of them is kept. (Half of
-        // that, since sums are rounded.)
-        let least = 0.5 * (1.0 - top_p) * total / weights.len() as f64;
+        let restricted = sampling.top_k > 0 || sampling.min_p > 0.0;
+        let least = if restricted {
+            // The greatest weight is 1.
+            sampling.min_p.clamp(0.0, 1.0)
+        } else {
+            // All tokens below this weight together weigh less than what may be left out, so none of them is kept. (Half of
+            // that, since sums are rounded.)
+            (0.5 * (1.0 - top_p) * total / weights.len() as f64) as f32
+        };
         let mut candidates = Vec::new();
-        collect(isa, weights, least as f32, &mut candidates);
+        collect(isa, weights, least, &mut candidates);
+        if sampling.top_k > 0 {
+            keep_most_probable(&mut candidates, sampling.top_k);
+        }
+        if restricted {
+            total = candidates.iter().map(|candidate| f64::from(candidate.weight)).sum();
+        }
         if top_p < 1.0 {
             keep(&mut candidates, top_p * total);
         }
@@ -90,6 +157,21 @@ fn weigh_body<const FMA: bool>(values: &mut [f32], greatest: f32, inverse: f32) 
 fn bucket(weight: f32) -> usize {
     let steps = (1.0_f32.to_bits() >> 22).saturating_sub(weight.to_bits() >> 22) as usize;
     steps.min(BUCKETS - 1)
+}
+
+/// Leaves the `count` candidates with the greatest weights, in order of id; of equals the lowest ids.
+fn keep_most_probable(candidates: &mut Vec<Candidate>, count: usize) {
+    if candidates.len() <= count {
+        return;
+    }
+    let mut weights: Vec<f32> = candidates.iter().map(|candidate| candidate.weight).collect();
+    let (above, &mut least, _) = weights.select_nth_unstable_by(count - 1, |a, b| b.total_cmp(a));
+    let mut equals = count - above.iter().filter(|&&weight| weight > least).count();
+    candidates.retain(|candidate| {
+        let is_equal = candidate.weight == least && equals > 0;
+        equals -= usize::from(is_equal);
+        candidate.weight > least || is_equal
+    });
 }
 
 /// Sets the weights to 0 that are not among the greatest which reach `mass` together.
@@ -180,7 +262,8 @@ mod tests {
                 each_isa(|isa| {
                     let mut drawn = vec![false; len];
                     for i in 0..4000 {
-                        let id = sample(&logits, Sampling { temperature, top_p }, i as f32 / 4000.0);
+                        let sampling = Sampling { temperature, top_p, ..Sampling::default() };
+                        let id = sample(&logits, sampling, i as f32 / 4000.0);
                         assert!(kept[id as usize], "{isa}: {id} of {len} is not in the top {top_p}");
                         drawn[id as usize] = true;
                     }
@@ -197,16 +280,58 @@ mod tests {
         let logits = [1.0_f32.ln(), 2.0_f32.ln(), f32::NEG_INFINITY, 7.0_f32.ln()];
         let mut counts = [0; 4];
         for i in 0..1000 {
-            let sampling = Sampling { temperature: 1.0, top_p: 1.0 };
-            counts[sample(&logits, sampling, (i as f32 + 0.5) / 1000.0) as usize] += 1;
+            counts[sample(&logits, Sampling::default(), (i as f32 + 0.5) / 1000.0) as usize] += 1;
         }
         assert_eq!(counts, [100, 200, 0, 700]);
+    }
+
+    /// Which tokens are ever drawn; probabilities are 0.1, 0.2, 0.3, 0.4, 0.
+    #[test]
+    fn tokens_are_kept_by_number_and_by_share() {
+        let logits = [0.1_f32.ln(), 0.2_f32.ln(), 0.3_f32.ln(), 0.4_f32.ln(), f32::NEG_INFINITY];
+        let check = |top_k: usize, min_p: f32, top_p: f32, expected: &[u32]| {
+            let sampling = Sampling { top_k, min_p, top_p, ..Sampling::default() };
+            let mut drawn: Vec<u32> =
+                (0..1000).map(|i| sample(&logits, sampling, (i as f32 + 0.5) / 1000.0)).collect();
+            drawn.dedup();
+            assert_eq!(drawn, expected, "{sampling:?}");
+        };
+        check(0, 0.0, 1.0, &[0, 1, 2, 3]);
+        check(1, 0.0, 1.0, &[3]);
+        check(3, 0.0, 1.0, &[1, 2, 3]);
+        check(9, 0.0, 1.0, &[0, 1, 2, 3]);
+        check(0, 0.45, 1.0, &[1, 2, 3]);
+        check(0, 1.0, 1.0, &[3]);
+        // Of the best three, 0.3 and 0.4 are seven ninths; of all, they are seven tenths.
+        check(3, 0.0, 0.75, &[2, 3]);
+        check(0, 0.0, 0.75, &[1, 2, 3]);
+        check(0, 0.7, 0.5, &[3]);
+        let equal = [1.0; 4];
+        let sampling = Sampling { top_k: 2, ..Sampling::default() };
+        assert_eq!((sample(&equal, sampling, 0.0), sample(&equal, sampling, 0.99)), (0, 1));
+    }
+
+    /// The right sides are vLLM's and transformers' formulas, worked out by hand.
+    #[test]
+    fn penalties_follow_what_has_been_there() {
+        let check = |penalties: Penalties, expected: [f32; 4]| {
+            let mut logits = [2.0, -2.0, 1.0, 0.5];
+            penalties.apply(&mut logits, [0, 7].into_iter(), &[1, 2, 2, 9]);
+            assert_eq!(logits, expected, "{penalties:?}");
+        };
+        let none = Penalties::default();
+        check(none, [2.0, -2.0, 1.0, 0.5]);
+        check(Penalties { repetition: 2.0, ..none }, [1.0, -4.0, 0.5, 0.5]);
+        check(Penalties { presence: 0.5, ..none }, [2.0, -2.5, 0.5, 0.5]);
+        check(Penalties { frequency: 0.25, ..none }, [2.0, -2.25, 0.5, 0.5]);
+        check(Penalties { repetition: 2.0, presence: 1.0, frequency: 1.0 }, [1.0, -6.0, -2.5, 0.5]);
     }
 
     #[test]
     fn ties_and_extremes() {
         let check = |logits: &[f32], temperature: f32, top_p: f32, uniform: f32, expected: u32| {
-            assert_eq!(sample(logits, Sampling { temperature, top_p }, uniform), expected);
+            let sampling = Sampling { temperature, top_p, ..Sampling::default() };
+            assert_eq!(sample(logits, sampling, uniform), expected);
         };
         check(&[3.0, 3.0, 3.0], 0.0, 1.0, 0.9, 0);
         check(&[3.0, 3.0, 3.0], 1.0, 0.5, 0.99, 1);

@@ -212,7 +212,7 @@ fn row_and_element_operations() {
                     cross_entropy_chunk(&mut slice(m * d), &vec![0; m], softcap, 1.0, &mut slice(m));
                     log_softmax_at(&x[..d], d as u32 - 1, softcap);
                 }
-                sample(&x, Sampling { temperature: 1.0, top_p: 0.9 }, 0.5);
+                sample(&x, Sampling { top_p: 0.9, ..Sampling::default() }, 0.5);
                 argmax(&x);
                 cap_logits(&mut y, 3.0);
                 let settings =

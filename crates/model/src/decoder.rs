@@ -274,7 +274,7 @@ impl<B: Backend> Decoder<B> {
             found.chosen = backend.choose(ends, x, ask.choices)?;
         }
         if !ask.targets.is_empty() {
-            found.scores = backend.score(ends, x, ask.targets)?;
+            found.scores = backend.score(ends, x, ask.targets, ask.top)?;
         }
         if !ask.logits.is_empty() {
             found.logits = backend.logits(ends, x, ask.logits)?;

@@ -16,7 +16,7 @@ use crate::{
 };
 pub use crate::{
     backend::{
-        Choice, Draw, MomentSums, Target, TokenScore,
+        Choice, Chosen, Draw, LogitChanges, MomentSums, Target, TokenScore,
         dropout::Dropout,
         rows::{PAGE_TOKENS, Ragged},
     },
@@ -66,6 +66,8 @@ pub struct Ask<'a> {
     pub choices: &'a [Choice],
     /// Tokens whose probability is wanted.
     pub targets: &'a [Target],
+    /// So many of the likeliest tokens are told beside each of them.
+    pub top: usize,
     /// Rows whose logits are wanted, for inspection: they are large.
     pub logits: &'a [usize],
     /// Each block's gates are wanted.
@@ -76,7 +78,7 @@ pub struct Ask<'a> {
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct PassOutput {
     /// Next tokens.
-    pub chosen: Vec<u32>,
+    pub chosen: Vec<Chosen>,
     /// Probabilities.
     pub scores: Vec<TokenScore>,
     /// Logits `[rows, vocabulary]`.

@@ -5,6 +5,8 @@
 
 use std::{ops::ControlFlow, sync::Arc};
 
+pub use mixse_kernels::sample::Penalties;
+
 use crate::{Result, tokenizer::Tokenizer};
 
 /// How the next token is chosen.
@@ -35,8 +37,45 @@ pub struct Request {
     pub max_new_tokens: usize,
     /// How tokens are chosen.
     pub sampling: Sampling,
-    /// Generation ends when the text holds one of these; the text is cut before it.
+    /// Generation ends when the text holds one of these; the text is cut before it. One that spells a special token is looked
+    /// for in the text with special tokens spelled out.
     pub stop: Vec<String>,
+    /// Everything else.
+    pub controls: Controls,
+}
+
+/// How an answer is steered and what is told of it, beyond the usual. The default changes nothing.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Controls {
+    /// So many most likely tokens are drawn from, before `top_p`; 0: all.
+    pub top_k: usize,
+    /// Tokens with less than this share of the greatest probability are not drawn.
+    pub min_p: f32,
+    /// What tokens lose that have been there before.
+    pub penalties: Penalties,
+    /// Added to the logits of these tokens.
+    pub bias: Vec<(u32, f32)>,
+    /// Tokens that end the answer beside the model's own; they are left out of it.
+    pub stop_ids: Vec<u32>,
+    /// No token ends the answer before so many were written.
+    pub min_new_tokens: usize,
+    /// The model's own end does not end the answer.
+    pub ignore_eos: bool,
+    /// The log-probability of each token is told, beside those of so many most likely ones.
+    pub log_probs: Option<usize>,
+    /// The same for the prompt's tokens.
+    pub prompt_log_probs: bool,
+}
+
+/// A token and how likely it was, before any [`Controls`] and temperature.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LogProbs {
+    /// The token.
+    pub id: u32,
+    /// Its natural-log probability.
+    pub log_prob: f32,
+    /// The most likely tokens with theirs, the likeliest first, the lower id first among equals.
+    pub top: Vec<(u32, f32)>,
 }
 
 /// Why a completion ended.

@@ -57,9 +57,10 @@ fn greedy_continuations_agree_with_a_cache_and_in_uneven_steps() {
         let mut pending = ids[7..].to_vec();
         let mut all = ids.to_vec();
         while all.len() < case.greedy.len() {
-            let choices = [Choice { row: pending.len() - 1, draw: Draw::Greedy }];
+            let choices = [Choice::new(pending.len() - 1, Draw::Greedy)];
             let ask = Ask { choices: &choices, ..Ask::default() };
             let chosen = session.step(&[(sequence, &pending)], &ask).unwrap().chosen;
+            let chosen: Vec<u32> = chosen.into_iter().map(|chosen| chosen.token).collect();
             all.extend(&chosen);
             pending = chosen;
         }

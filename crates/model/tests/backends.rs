@@ -6,10 +6,11 @@ mod tiny;
 
 use std::sync::Arc;
 
+use mixse_kernels::sample::Sampling;
 use mixse_model::{
     engine::{
         Ask, Choice, Draw, Engine, LoadOptions, Memory, Parameters, Precision, Processor, Ragged, Step,
-        Target, Trained, TrainingPass,
+        Target, TokenScore, Trained, TrainingPass,
     },
     expert_set::ExpertSet,
     mixture::Mixture,
@@ -54,20 +55,24 @@ fn moments_of_what_routers_read() {
     });
 }
 
+fn sampled(sampling: Sampling, uniform: f32) -> Draw {
+    Draw::Sample { sampling, uniform }
+}
+
 #[test]
 fn tokens_are_chosen_and_scored_alike() {
     tiny::each_backend(|what, ids, _, engine, reference| {
         let ragged = Arc::new(Ragged::whole([ids.len()]));
         let draws = [
             Draw::Greedy,
-            Draw::TopP { temperature: 0.7, top_p: 0.9, uniform: 0.31 },
-            Draw::TopP { temperature: 1.3, top_p: 1.0, uniform: 0.87 },
+            sampled(Sampling { temperature: 0.7, top_p: 0.9, ..Sampling::default() }, 0.31),
+            sampled(Sampling { temperature: 1.3, top_k: 5, min_p: 0.01, ..Sampling::default() }, 0.87),
         ];
         let choices: Vec<Choice> =
-            (0..ids.len()).flat_map(|row| draws.map(|draw| Choice { row, draw })).collect();
+            (0..ids.len()).flat_map(|row| draws.map(|draw| Choice::new(row, draw))).collect();
         let targets: Vec<Target> =
             ids.iter().enumerate().map(|(row, &token)| Target { row, token }).collect();
-        let ask = Ask { choices: &choices, targets: &targets, ..Ask::default() };
+        let ask = Ask { choices: &choices, targets: &targets, top: 3, ..Ask::default() };
         let of = |engine: &Engine| engine.whole(ids, &ragged, None, &ask).unwrap();
         let (got, want) = (of(engine), of(reference));
         assert_eq!(got.chosen, want.chosen, "{what}");
@@ -75,6 +80,8 @@ fn tokens_are_chosen_and_scored_alike() {
         for (got, want) in got.scores.iter().zip(&want.scores) {
             assert!((got.log_prob - want.log_prob).abs() < 1e-4, "{what}: {got:?} and {want:?}");
             assert_eq!(got.greedy, want.greedy, "{what}");
+            let ids = |score: &TokenScore| score.top.iter().map(|(id, _)| *id).collect::<Vec<_>>();
+            assert_eq!((got.top.len(), ids(got)), (3, ids(want)), "{what}");
         }
         tiny::assert_close(what, &engine.mean_hidden(ids).unwrap(), &reference.mean_hidden(ids).unwrap());
     });

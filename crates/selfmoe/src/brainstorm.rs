@@ -6,8 +6,9 @@ use std::{
 };
 
 use mixse_model::{
-    language::{Completion, LanguageModel, Request, Sampling},
+    language::{Completion, Controls, LanguageModel, Request, Sampling},
     random::Stream,
+    tokenizer::MarkedText,
 };
 use serde::{Deserialize, Serialize};
 
@@ -100,18 +101,20 @@ impl<'a> Prompter<'a> {
         };
         let seeds = shown.iter().map(|&i| self.domain.seeds[i].id.clone()).collect();
         let stop = self.stop(shown.len() + limits.instructions_per_record + 1);
-        Ok((seeds, Request { prefix: self.prompts.prefix(), prompt, max_new_tokens, sampling, stop }))
+        let (prefix, controls) = (self.prompts.prefix(), Controls::default());
+        Ok((seeds, Request { prefix, prompt, max_new_tokens, sampling, stop, controls }))
     }
 
     /// The prompt after the shared front: the shown seeds and the cue for the next task.
-    fn rest(&self, shown: &[usize]) -> String {
+    fn rest(&self, shown: &[usize]) -> MarkedText {
         let template = &self.recipe.brainstorm;
-        let mut text = String::new();
+        let mut text = MarkedText::default();
         for (number, &seed) in (1..).zip(shown) {
             let seed = &self.domain.seeds[seed];
-            text.push_str(&template.task(number, &seed.instruction, &seed.input));
+            text.push(&template.task(number, &seed.instruction, &seed.input));
         }
-        text + &template.cue(shown.len() + 1)
+        text.push_template(&template.cue(shown.len() + 1));
+        text
     }
 
     /// Where a record ends: at the heading of the first task too many, or where the model starts to answer.

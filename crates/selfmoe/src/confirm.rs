@@ -194,6 +194,7 @@ pub(crate) mod tests {
                 sampling: SamplingRecord { seed: 0, record: 0, temperature: 1.0, top_p: 1.0 },
                 prompt: String::new(),
                 model: String::new(),
+                special_tokens: None,
             },
             checks: Checks::new(0.0, 0.0, answer.map(str::to_owned)),
         }

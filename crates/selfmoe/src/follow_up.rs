@@ -4,8 +4,9 @@
 use std::{ops::ControlFlow, path::Path};
 
 use mixse_model::{
-    language::{Completion, LanguageModel, Request, Sampling},
+    language::{Completion, Controls, LanguageModel, Request, Sampling},
     random::Stream,
+    tokenizer::MarkedText,
 };
 use serde::{Deserialize, Serialize};
 
@@ -161,7 +162,7 @@ impl<'a> Prompter<'a> {
         };
         let mut drawn = Stream::new(settings.seed, &format!("{name}/{id}"), 0);
         let shown = drawn.choose(self.examples.len(), settings.demonstrations);
-        let fitted = self.prompts.fit(shown, 0, max_new_tokens, |shown| self.rest(shown, subject) + begun)?;
+        let fitted = self.prompts.fit(shown, 0, max_new_tokens, |shown| self.rest(shown, subject, begun))?;
         let Some((_, prompt)) = fitted else {
             let key = format!("domain {}: max_response_tokens", self.domain.name());
             return Err(self.prompts.too_long(key, &format!("task {id}"), max_new_tokens));
@@ -172,12 +173,13 @@ impl<'a> Prompter<'a> {
             max_new_tokens,
             sampling: Sampling::Greedy,
             stop: self.template.stop.clone(),
+            controls: Controls::default(),
         })
     }
 
-    /// The prompt after the shared front: examples and the item asked about.
-    fn rest(&self, shown: &[usize], subject: &str) -> String {
-        let mut text = String::new();
+    /// The prompt after the shared front: examples, the item asked about and how its answer begins.
+    fn rest(&self, shown: &[usize], subject: &str, begun: &str) -> MarkedText {
+        let mut text = MarkedText::default();
         for &example in shown {
             let seed = self.examples[example];
             let task = task_text(&seed.instruction, &seed.input);
@@ -185,9 +187,13 @@ impl<'a> Prompter<'a> {
                 (FollowUp::Tests, Some(Answer::Code { tests, .. })) => (task, tests.join("\n")),
                 _ => (seed.output.trim_end().to_owned(), task),
             };
-            text.push_str(&format!("{}{written}\n\n", self.template.item(&asked)));
+            text.push(&self.template.item(&asked));
+            text.push_content(&written);
+            text.push_template("\n\n");
         }
-        text + &self.template.item(subject)
+        text.push(&self.template.item(subject));
+        text.push_content(begun);
+        text
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use mixse_model::{
     language::LanguageModel,
-    tokenizer::{Bos, Tokenizer},
+    tokenizer::{Bos, MarkedText, Tokenizer},
 };
 
 use crate::error::{Error, Result};
@@ -17,8 +17,8 @@ pub(crate) struct PromptBuilder<'a> {
 }
 
 impl<'a> PromptBuilder<'a> {
-    pub(crate) fn new(model: &'a dyn LanguageModel, front: &str) -> Result<Self> {
-        let prefix = model.tokenizer().encode(front, Bos::Model)?.into();
+    pub(crate) fn new(model: &'a dyn LanguageModel, front: &MarkedText) -> Result<Self> {
+        let prefix = model.tokenizer().encode_marked(front, Bos::Model)?.into();
         Ok(Self { tokenizer: model.tokenizer(), context: model.context_length(), prefix })
     }
 
@@ -34,10 +34,10 @@ impl<'a> PromptBuilder<'a> {
         mut shown: Vec<usize>,
         least: usize,
         max_new_tokens: usize,
-        rest: impl Fn(&[usize]) -> String,
+        rest: impl Fn(&[usize]) -> MarkedText,
     ) -> Result<Option<(Vec<usize>, Vec<u32>)>> {
         loop {
-            let prompt = self.tokenizer.encode(&rest(&shown), Bos::Never)?;
+            let prompt = self.tokenizer.encode_marked(&rest(&shown), Bos::Never)?;
             if self.prefix.len() + prompt.len() + max_new_tokens <= self.context {
                 return Ok(Some((shown, prompt)));
             }

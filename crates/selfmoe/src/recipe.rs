@@ -24,12 +24,22 @@ pub struct Settings {
     pub shown_seeds: usize,
     /// Seeds shown with their outputs while responding.
     pub demonstrations: usize,
+    /// Special tokens that seeds and tasks spell are recognised in prompts.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub parse_special: bool,
 }
 
 impl Default for Settings {
     /// The paper's values.
     fn default() -> Self {
-        Self { seed: 0, temperature: 1.0, top_p: 0.98, shown_seeds: 3, demonstrations: 5 }
+        Self {
+            seed: 0,
+            temperature: 1.0,
+            top_p: 0.98,
+            shown_seeds: 3,
+            demonstrations: 5,
+            parse_special: false,
+        }
     }
 }
 

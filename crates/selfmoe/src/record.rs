@@ -1,5 +1,6 @@
 //! The rows of a domain: seeds, check items and synthetic examples share one format.
 
+use mixse_model::tokenizer::ContentTokens;
 use serde::{Deserialize, Serialize};
 
 use crate::execute::Confirmation;
@@ -84,6 +85,9 @@ pub struct Origin {
     pub prompt: String,
     /// SHA-256 of the base, and in later rounds `+` and the fingerprint of the expert that responded.
     pub model: String,
+    /// What became of special tokens that seeds and tasks spell; rows from before this was recorded say nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub special_tokens: Option<ContentTokens>,
 }
 
 /// The settings of a sampled completion.

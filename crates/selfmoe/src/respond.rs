@@ -4,8 +4,9 @@
 use std::{ops::ControlFlow, path::Path};
 
 use mixse_model::{
-    language::{Completion, LanguageModel, Request, Sampling},
+    language::{Completion, Controls, LanguageModel, Request, Sampling},
     random::Stream,
+    tokenizer::MarkedText,
 };
 use serde::{Deserialize, Serialize};
 
@@ -145,18 +146,20 @@ impl<'a> Prompter<'a> {
             max_new_tokens,
             sampling: Sampling::Greedy,
             stop: self.recipe.respond.stop.clone(),
+            controls: Controls::default(),
         };
         Ok((demonstrations, request))
     }
 
     /// The prompt after the shared front: demonstrations and the task.
-    fn rest(&self, shown: &[usize], task: &Task) -> String {
+    fn rest(&self, shown: &[usize], task: &Task) -> MarkedText {
         let template = &self.recipe.respond;
-        let mut text = String::new();
+        let mut text = MarkedText::default();
         for &seed in shown {
             let seed = &self.domain.seeds[seed];
-            text.push_str(&template.demonstration(&seed.instruction, &seed.input, &seed.output));
+            text.push(&template.demonstration(&seed.instruction, &seed.input, &seed.output));
         }
-        text + &template.task(&task.instruction, &task.input)
+        text.push(&template.task(&task.instruction, &task.input));
+        text
     }
 }

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use mixse_model::tokenizer::ContentTokens;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -236,6 +237,7 @@ pub fn assemble(
                     },
                     prompt: prompt.clone(),
                     model: model.to_owned(),
+                    special_tokens: Some(ContentTokens::parsed_if(recipe.settings.parse_special)),
                 },
                 checks: Checks::new(task.seed_similarity, task.row_similarity, accepted.answer),
                 id: task.id,

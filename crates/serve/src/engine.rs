@@ -15,8 +15,8 @@ use std::{
 
 use mixse_model::{
     engine,
-    generate::{Batch, Event, Runner},
-    language::{Finish, Request},
+    generate::{Batch, BatchLimits, Event, Runner},
+    language::{Finish, LogProbs, Request},
     mixture::{Mixture, Routing},
     weights::Checkpoint,
 };
@@ -60,6 +60,9 @@ impl Variant {
     }
 }
 
+/// New tokens of one forward pass.
+const TOKENS_A_PASS: usize = 256;
+
 /// How much may be in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -87,7 +90,11 @@ pub enum Piece {
         text: String,
         /// Each expert's part in the token that completed it; empty where there is no choice.
         parts: Vec<f32>,
+        /// The tokens since the last piece, where their log-probabilities are asked for; the text may lag behind them.
+        log_probs: Vec<LogProbs>,
     },
+    /// More of the prompt was read: its tokens but the first, where their log-probabilities are asked for.
+    Prompt(Vec<LogProbs>),
     /// The end.
     Done {
         /// Why.
@@ -233,7 +240,7 @@ impl<'a> Loop<'a> {
             self.next += 1;
             match self.join(&job) {
                 Ok(()) => {
-                    let writer = Writer::new(job.request.stop.clone());
+                    let writer = Writer::new(&self.model.checkpoint.tokenizer, job.request.stop.clone());
                     self.live.insert(self.next, Live { job, writer });
                 }
                 Err(e) => tell(&job, Piece::Failed(e.to_string())),
@@ -266,7 +273,12 @@ impl<'a> Loop<'a> {
         };
         for event in events {
             match event {
-                Event::Token { row, id, parts } => self.token(row, id, parts),
+                Event::Token { row, id, parts, log_probs } => self.token(row, id, parts, log_probs),
+                Event::Prompt { row, tokens } => {
+                    if let Some(live) = self.live.get(&row) {
+                        tell(&live.job, Piece::Prompt(tokens));
+                    }
+                }
                 Event::Done { row, completion } => {
                     self.end(row, completion.finish, completion.ids.len());
                 }
@@ -274,12 +286,12 @@ impl<'a> Loop<'a> {
         }
     }
 
-    fn token(&mut self, row: usize, id: u32, parts: Vec<f32>) {
+    fn token(&mut self, row: usize, id: u32, parts: Vec<f32>, log_probs: Option<LogProbs>) {
         self.metrics.generated_tokens.fetch_add(1, Relaxed);
         let Some(live) = self.live.get_mut(&row) else { return };
         let text = live.writer.push(&self.model.checkpoint.tokenizer, id);
-        if !text.is_empty() {
-            tell(&live.job, Piece::Text { text, parts });
+        if !text.is_empty() || log_probs.is_some() {
+            tell(&live.job, Piece::Text { text, parts, log_probs: log_probs.into_iter().collect() });
         }
     }
 
@@ -289,7 +301,7 @@ impl<'a> Loop<'a> {
         let finish = if writer.is_stopped() { Finish::Stop(0) } else { finish };
         let text = writer.finish();
         if !text.is_empty() {
-            tell(&job, Piece::Text { text, parts: Vec::new() });
+            tell(&job, Piece::Text { text, parts: Vec::new(), log_probs: Vec::new() });
         }
         // Off the count first: who is told of the end may ask again at once.
         let pieces = job.pieces.clone();
@@ -313,7 +325,9 @@ impl<'a> Loop<'a> {
 fn batch(model: &Model, variant: usize) -> mixse_model::Result<Batch<'_, Request>> {
     let Model { checkpoint, base, variants } = model;
     let variant = &variants[variant];
-    let runner = Runner::new(base, &checkpoint.tokenizer, variant.mixture.as_ref());
+    let mut runner = Runner::new(base, &checkpoint.tokenizer, variant.mixture.as_ref());
+    // A pass is short enough for the others to wait for: a long prompt is read in many.
+    runner.limits = BatchLimits { tokens: TOKENS_A_PASS, ..runner.limits };
     if variant.experts().is_empty() { Batch::new(runner) } else { Batch::telling_parts(runner) }
 }
 

@@ -13,9 +13,6 @@ pub enum Error {
         /// The system's reason.
         source: std::io::Error,
     },
-    /// The server failed while it ran.
-    #[error("the server failed: {0}")]
-    Serve(std::io::Error),
     /// The engine's thread cannot be started.
     #[error("cannot start the engine: {0}")]
     Thread(std::io::Error),
@@ -34,6 +31,9 @@ pub enum Error {
     /// A prompt template is wrong, or the model has no chat template.
     #[error(transparent)]
     Template(#[from] mixse_selfmoe::error::Error),
+    /// An API key that cannot be used.
+    #[error("API key: {0}")]
+    Key(String),
     /// A conversation that cannot be put to the model.
     #[error("{0}")]
     Conversation(String),

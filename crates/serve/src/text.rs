@@ -20,18 +20,22 @@ enum State {
 }
 
 impl Writer {
-    pub(crate) fn new(stops: Vec<String>) -> Self {
-        let stops = stops.into_iter().filter(|stop| !stop.is_empty()).collect();
-        Self { stream: TextStream::default(), stops, sent: 0, state: State::Open }
+    pub(crate) fn new(tokenizer: &Tokenizer, stops: Vec<String>) -> Self {
+        let stops: Vec<String> = stops.into_iter().filter(|stop| !stop.is_empty()).collect();
+        let stream = match stops.iter().any(|stop| tokenizer.spells_special(stop)) {
+            true => TextStream::spelling_special(),
+            false => TextStream::default(),
+        };
+        Self { stream, stops, sent: 0, state: State::Open }
     }
 
     /// Adds a token; returns what became certain, which may be nothing.
     pub(crate) fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> String {
         self.stream.push(tokenizer, id);
         let text = self.stream.text();
-        let (piece, state) = certain(text, self.sent, &self.stops, self.state);
-        self.sent += piece.len();
-        self.state = state;
+        let (end, state) = certain(text, self.sent, &self.stops, self.state);
+        let piece = self.stream.visible(self.sent..end);
+        (self.sent, self.state) = (end, state);
         piece
     }
 
@@ -44,22 +48,22 @@ impl Writer {
         if self.is_stopped() {
             return String::new();
         }
-        self.stream.finish().split_off(self.sent)
+        self.stream.finish_visible(self.sent)
     }
 }
 
-/// What of `text` after its first `sent` bytes can be handed out.
-fn certain(text: &str, sent: usize, stops: &[String], state: State) -> (String, State) {
+/// How far `text`, of which `sent` bytes were handed out, can be handed out.
+fn certain(text: &str, sent: usize, stops: &[String], state: State) -> (usize, State) {
     if state == State::Stopped {
-        return (String::new(), state);
+        return (sent, state);
     }
     let rest = &text[sent..];
     if let Some(at) = stops.iter().filter_map(|stop| rest.find(stop.as_str())).min() {
-        return (rest[..at].to_owned(), State::Stopped);
+        return (sent + at, State::Stopped);
     }
     let begins_stop = |at: &usize| stops.iter().any(|stop| stop.starts_with(&rest[*at..]));
     let end = rest.char_indices().map(|(at, _)| at).find(begins_stop).unwrap_or(rest.len());
-    (rest[..end].to_owned(), State::Open)
+    (sent + end, State::Open)
 }
 
 #[cfg(test)]
@@ -71,7 +75,8 @@ mod tests {
         let check = |text: &str, sent: usize, stops: &[&str], expected: &str, stopped: bool| {
             let stops: Vec<String> = stops.iter().map(|s| (*s).to_owned()).collect();
             let state = if stopped { State::Stopped } else { State::Open };
-            assert_eq!(certain(text, sent, &stops, State::Open), (expected.to_owned(), state), "{text:?}");
+            let (end, reached) = certain(text, sent, &stops, State::Open);
+            assert_eq!((&text[sent..end], reached), (expected, state), "{text:?}");
         };
         check("abc", 0, &[], "abc", false);
         check("abc", 2, &[], "c", false);

@@ -8,12 +8,12 @@ use std::{
 use anyhow::{Context, bail};
 use clap::Args;
 use mixse_model::{
-    language::{Request, Sampling},
+    language::{Controls, Request, Sampling},
     tokenizer::Message,
 };
 use mixse_serve::{
     engine::{Engine, Limits, Piece},
-    prompt::Prompt,
+    prompt::{Ending, Prompt},
 };
 use tokio::{
     runtime::Builder,
@@ -222,7 +222,7 @@ impl Conversation<'_> {
     }
 
     async fn answer(&mut self) -> anyhow::Result<String> {
-        let Prompt { ids, stop } = self.prompt()?;
+        let Prompt { ids, stop, .. } = self.prompt()?;
         let sampling = match self.args.temperature {
             temperature if temperature < 1e-4 => Sampling::Greedy,
             temperature => Sampling::TopP {
@@ -236,7 +236,8 @@ impl Conversation<'_> {
             },
         };
         let max_new_tokens = self.args.max_tokens;
-        let request = Request { prefix: Arc::from([]), prompt: ids, max_new_tokens, sampling, stop };
+        let (prefix, controls) = (Arc::from([]), Controls::default());
+        let request = Request { prefix, prompt: ids, max_new_tokens, sampling, stop, controls };
         let mut pieces = self.engine.submit(self.variant, request)?;
         let served = self.served;
         let mut shown = Shown::new(served.model.variants[self.variant].experts(), self.args.show_experts);
@@ -248,7 +249,8 @@ impl Conversation<'_> {
                 _ = self.interrupts.recv() => break,
             };
             match piece {
-                Some(Piece::Text { text, parts }) => {
+                Some(Piece::Prompt(_)) => {}
+                Some(Piece::Text { text, parts, .. }) => {
                     shown.write(&text, &parts)?;
                     answer += &text;
                 }
@@ -271,7 +273,11 @@ impl Conversation<'_> {
             let system =
                 self.args.system.iter().map(|text| Message { role: "system".into(), content: text.clone() });
             let messages: Vec<Message> = system.chain(self.messages.iter().cloned()).collect();
-            let prompt = self.served.prompter.prompt(&self.served.model.checkpoint.tokenizer, &messages)?;
+            let prompt = self.served.prompter.prompt(
+                &self.served.model.checkpoint.tokenizer,
+                &messages,
+                Ending::Answer,
+            )?;
             if prompt.ids.len() + room <= context {
                 return Ok(prompt);
             }

@@ -150,7 +150,7 @@ impl ExportArgs {
     fn open(&self) -> anyhow::Result<Source> {
         let (base, directories, router) = match &self.run {
             Some(run) => {
-                let RunParts { base, experts, router } = run_parts(run)?;
+                let RunParts { base, experts, router, .. } = run_parts(run)?;
                 let (chosen, all) = (self.choose(&experts)?, experts.len());
                 let router = (chosen.len() == all).then_some(router);
                 (self.base.clone().unwrap_or(base), chosen, router)

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use mixse_model::{
     engine::{Ask, Ragged},
     language::{LanguageModel, ScoreRequest},
-    tokenizer::{Bos, Message},
+    tokenizer::{Bos, MarkedText, Message},
 };
 use serde_json::{Value, json};
 
@@ -29,7 +29,8 @@ pub(crate) struct InspectArgs {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// Token ids of a text, with and without special tokens, and its chat rendering.
+    /// Token ids of a text: with and without the beginning-of-sequence token, with the special tokens that it spells
+    /// (`parsed`), and as a user's message in the model's chat template.
     Tokens {
         #[command(flatten)]
         model: ModelFlags,
@@ -86,13 +87,20 @@ fn tokens(model: &ModelFlags, text: &str) -> anyhow::Result<Value> {
     let checkpoint = model.open_files()?;
     let tokenizer = &checkpoint.tokenizer;
     let message = Message { role: "user".into(), content: text.to_owned() };
-    let chat = tokenizer.has_chat_template().then(|| tokenizer.chat(&[message], true)).transpose()?;
+    // A template that cannot be used, or refuses a message alone, is told beside the rest.
+    let chat = tokenizer.has_chat_template().then(|| tokenizer.chat(&[message], true));
+    let chat_error = chat.as_ref().and_then(|chat| chat.as_ref().err()).map(ToString::to_string);
+    let chat = chat.and_then(Result::ok);
+    let chat_ids = chat.as_ref().map(|text| tokenizer.encode_marked(text, Bos::Never)).transpose()?;
     let ids = tokenizer.encode(text, Bos::Model)?;
     Ok(json!({
         "texts": ids.iter().map(|&id| tokenizer.token_text(id)).collect::<Vec<_>>(),
         "with_special": ids,
         "without_special": tokenizer.encode(text, Bos::Never)?,
-        "chat": chat,
+        "parsed": tokenizer.encode_marked(&MarkedText::template(text), Bos::Never)?,
+        "chat": chat.as_ref().map(MarkedText::as_str),
+        "chat_ids": chat_ids,
+        "chat_error": chat_error,
         "bos": tokenizer.bos(),
         "eos": tokenizer.eos(),
     }))

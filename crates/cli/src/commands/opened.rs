@@ -10,6 +10,7 @@ use mixse_model::{
     generate::Runner,
     mixture::{Mixture, Routing},
     peft, router_files,
+    tokenizer::ContentTokens,
     weights::Checkpoint,
 };
 
@@ -47,6 +48,10 @@ pub(crate) struct ModelFlags {
     /// Run the portable operations, the slow reference of the tests; needs a build with the feature `reference`.
     #[arg(long)]
     pub(crate) portable: bool,
+    /// Special tokens that texts, messages and rows spell (`<|im_end|>`) count as such. Without it they are text, and only a
+    /// template writes special tokens.
+    #[arg(long)]
+    pub(crate) parse_special: bool,
     #[command(flatten)]
     pub(crate) unused: UnusedFlag,
     #[command(flatten)]
@@ -74,7 +79,9 @@ pub(crate) struct Opened {
 impl ModelFlags {
     /// Opens the base model's files without loading its weights.
     pub(crate) fn open_files(&self) -> anyhow::Result<Checkpoint> {
-        open_base_files(&self.model, self.unused, &self.cache)
+        let mut checkpoint = open_base_files(&self.model, self.unused, &self.cache)?;
+        checkpoint.tokenizer.parse_content(ContentTokens::parsed_if(self.parse_special));
+        Ok(checkpoint)
     }
 
     /// Opens and loads the base without experts; a run directory is refused.
@@ -94,9 +101,14 @@ impl ModelFlags {
                 if !flags.experts.is_empty() {
                     return Err(usage_error(format!("{} is a run with experts of its own", run.display())));
                 }
-                let RunParts { base, experts, router } = run_parts(&run)?;
+                let RunParts { base, experts, router, parse_special } = run_parts(&run)?;
                 let experts = experts.into_iter().map(|(_, directory)| directory).collect();
-                (load(&resolve_base(&base, &cache)?)?, experts, Some(router))
+                let mut opened = load(&resolve_base(&base, &cache)?)?;
+                // What the run was trained with holds for it here too.
+                if parse_special {
+                    opened.checkpoint.tokenizer.parse_content(ContentTokens::Parsed);
+                }
+                (opened, experts, Some(router))
             }
         };
         if !experts.is_empty() {
@@ -113,6 +125,9 @@ impl ModelFlags {
         } else if self.portable {
             words += ", portable";
         }
+        if self.parse_special {
+            words += ", special tokens of content parsed";
+        }
         words
     }
 
@@ -128,7 +143,8 @@ impl ModelFlags {
 
     fn load(&self, path: &Path, options: &LoadOptions) -> anyhow::Result<Opened> {
         mixse_kernels::pool::set_threads(self.threads.count());
-        let checkpoint = Checkpoint::open_with(path, self.unused.rule())?;
+        let mut checkpoint = Checkpoint::open_with(path, self.unused.rule())?;
+        checkpoint.tokenizer.parse_content(ContentTokens::parsed_if(self.parse_special));
         let engine = Engine::load(&checkpoint, options)?;
         Ok(Opened { checkpoint, engine, mixture: None })
     }
@@ -165,6 +181,8 @@ pub(crate) struct RunParts {
     /// The experts' names and directories, in the router's order.
     pub(crate) experts: Vec<(String, PathBuf)>,
     pub(crate) router: PathBuf,
+    /// Special tokens of content are recognised.
+    pub(crate) parse_special: bool,
 }
 
 /// The parts of a run that has got as far as its router.
@@ -177,7 +195,8 @@ pub(crate) fn run_parts(run: &Path) -> anyhow::Result<RunParts> {
         let directory = run.join("experts").join(&name);
         (name, directory)
     };
-    Ok(RunParts { base: config.base, experts: names.into_iter().map(directory).collect(), router })
+    let experts = names.into_iter().map(directory).collect();
+    Ok(RunParts { base: config.base, experts, router, parse_special: config.parse_special })
 }
 
 impl Opened {

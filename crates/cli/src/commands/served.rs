@@ -2,6 +2,7 @@
 
 use std::{path::Path, sync::Arc};
 
+use anyhow::Context;
 use clap::Args;
 use mixse_selfmoe::template::{InstructionTemplate, Style};
 use mixse_serve::{
@@ -38,6 +39,9 @@ impl ServedFlags {
         let own_template = checkpoint.tokenizer.has_chat_template();
         let usual = if own_template { Style::Chat } else { Style::Completion };
         let style = self.style.or(stored.map(|config| config.style)).unwrap_or(usual);
+        if style == Style::Chat {
+            checkpoint.tokenizer.check_chat_template().context("give --style completion")?;
+        }
         let base = Variant { name: "base".into(), mixture: None };
         let variants = match mixture {
             None => vec![base],

@@ -54,6 +54,8 @@ pub(crate) struct Config {
     pub(crate) memory_limit: MemoryLimit,
     /// How a task is put to the model in training and evaluation.
     pub(crate) style: Style,
+    /// Special tokens that seeds, rows and items spell count as such; otherwise they are text like any other.
+    pub(crate) parse_special: bool,
     /// What is computed and evaluated, in the order of the table; more may be named when a run is continued.
     pub(crate) methods: Vec<Method>,
     pub(crate) generation: Generation,
@@ -257,6 +259,7 @@ impl Config {
             top_p: self.generation.top_p as f32,
             shown_seeds: self.generation.shown_seeds,
             demonstrations: self.generation.demonstrations,
+            parse_special: self.parse_special,
         }
     }
 }

@@ -78,6 +78,7 @@ fn paper() -> Config {
         threads: Threads::All,
         memory_limit: MemoryLimit::Auto,
         style: Style::Completion,
+        parse_special: false,
         methods: Method::usual(),
         generation: Generation {
             prompts: 20_000,

@@ -11,7 +11,7 @@ use mixse_eval::{
 use mixse_model::{
     engine::Engine,
     generate::Runner,
-    language::{Request, Sampling},
+    language::{Controls, Request, Sampling},
     mixture::Mixture,
     random::Stream,
 };
@@ -131,7 +131,7 @@ impl Pipeline {
             self.model_input(),
             value_input("items", &items),
             value_input("limits", &limits),
-            value_input("template", &(self.config.style, &self.template)),
+            self.template_input(),
         ];
         if self.config.evaluation.shots > 0 {
             let shown: Vec<Vec<&Example>> = self.domains.iter().map(|domain| self.shots(domain)).collect();
@@ -272,6 +272,7 @@ impl Pipeline {
                 Style::Completion => self.template.stop.clone(),
                 Style::Chat => Vec::new(),
             },
+            controls: Controls::default(),
         })
     }
 }

@@ -8,10 +8,10 @@ use mixse_model::{
     generate::Runner,
     mixture::Mixture,
     peft,
-    tokenizer::{Bos, Tokenizer},
+    tokenizer::{Bos, ContentTokens, Tokenizer},
     weights::{Checkpoint, Unused},
 };
-use mixse_selfmoe::merge::Deltas;
+use mixse_selfmoe::{merge::Deltas, template::Style};
 
 use crate::{
     config::Config,
@@ -58,9 +58,13 @@ impl Models {
     pub(crate) fn open(config: &Config, cache: &Cache) -> anyhow::Result<Self> {
         let options = load_options(config.device, config.precision, config.portable)?;
         let path = resolve_base(&config.base, cache)?;
-        let checkpoint = Checkpoint::open_with(&path, config.unused())?;
+        let mut checkpoint = Checkpoint::open_with(&path, config.unused())?;
+        checkpoint.tokenizer.parse_content(ContentTokens::parsed_if(config.parse_special));
         // A model without a tokenizer can be inspected, but no run can be made with it.
         checkpoint.tokenizer.encode("", Bos::Never).with_context(|| format!("{}", path.display()))?;
+        if config.style == Style::Chat {
+            checkpoint.tokenizer.check_chat_template().with_context(|| format!("{}", path.display()))?;
+        }
         let hash = checkpoint.hash()?;
         let text_hash = text_hash(&checkpoint)?;
         mixse_kernels::pool::set_threads(config.threads.count());

@@ -164,13 +164,18 @@ impl Pipeline {
         self.config.generation.with_seeds.then(|| seeds_input(domains))
     }
 
+    /// How a task becomes tokens.
+    pub(super) fn template_input(&self) -> Input {
+        let style = self.config.style;
+        if self.config.parse_special {
+            return value_input("template", &(style, &self.template, "special tokens of content are parsed"));
+        }
+        value_input("template", &(style, &self.template))
+    }
+
     /// What every training depends on.
     fn training_settings(&self) -> Vec<Input> {
-        vec![
-            self.model_input(),
-            value_input("template", &(self.config.style, &self.template)),
-            value_input("seed", &self.config.seed),
-        ]
+        vec![self.model_input(), self.template_input(), value_input("seed", &self.config.seed)]
     }
 
     pub(super) fn train_expert(&self, training: &ExpertTraining<'_>, work: &Work<'_>) -> TaskResult {

@@ -238,7 +238,7 @@ impl Server {
         let length = body.len();
         write!(
             stream,
-            "{method} {path} HTTP/1.0\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+            "{method} {path} HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
         )
         .unwrap();
         let mut answer = String::new();
@@ -316,16 +316,16 @@ fn refusals(server: &Server) {
     let completions = "/v1/completions";
     check(completions, json!({ "model": "base" }), 400, Some("prompt"), "missing");
     check(completions, completion(json!({ "model": "gpt" })), 404, Some("model"), "mixture, base");
-    check(completions, completion(json!({ "n": 2 })), 400, Some("n"), "one answer");
+    check(completions, completion(json!({ "n": 0 })), 400, Some("n"), "is not 1 to");
     check(completions, completion(json!({ "temperature": -1 })), 400, Some("temperature"), "0 to 2");
     check(completions, completion(json!({ "top_p": 0 })), 400, Some("top_p"), "above 0");
     check(completions, completion(json!({ "max_tokens": 0 })), 400, Some("max_tokens"), "at least 1");
     check(completions, completion(json!({ "stop": [""] })), 400, Some("stop"), "empty");
-    check(completions, completion(json!({ "logprobs": 2 })), 400, Some("logprobs"), "not supported");
+    check(completions, completion(json!({ "suffix": "x" })), 400, Some("suffix"), "not supported");
     check(completions, completion(json!({ "prompt": [99_999_999] })), 400, Some("prompt"), "no token");
     check(completions, completion(json!({ "prompt": "red ".repeat(20_000) })), 400, None, "context");
-    check(completions, completion(json!({ "temperature": "hot" })), 400, None, "not a request");
-    check("/v1/chat/completions", json!({ "messages": [] }), 400, Some("messages"), "user's");
+    check(completions, completion(json!({ "temperature": "hot" })), 400, Some("temperature"), "hot");
+    check("/v1/chat/completions", json!({ "messages": [] }), 400, Some("messages"), "no message");
     check("/v1/nothing", json!({}), 404, None, "no such path");
     let (status, _) = server.ask("POST", completions, &"x".repeat(5 << 20));
     assert_eq!(status, 413);

@@ -11,19 +11,19 @@ use crate::{methods::started, tiny};
 /// tensors summed up before they are hashed: they differ in their last digits between machines.
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 const MADE: &[(&str, u64, &str)] = &[
-    ("assemble", 1, "e72100904bf6d463"),
+    ("assemble", 2, "e1d99c9e9a781bce"),
     ("baseline", 1, "2a32086eeddf6484"),
-    ("brainstorm", 1, "fbadb2e21017adac"),
-    ("eval", 1, "3641896bfb3e0a35"),
-    ("expert", 1, "f7e03f166f8397c8"),
-    ("quality", 1, "60039abb109a0086"),
-    ("respond", 1, "bd46fc5e8a7f8b1c"),
-    ("round_trip", 1, "1dd16532ba54f010"),
-    ("router", 1, "d9451e03fe9d0599"),
-    ("routing", 1, "81643395c046a761"),
-    ("sample", 1, "2ff56956d1974a23"),
+    ("brainstorm", 2, "fbadb2e21017adac"),
+    ("eval", 2, "3641896bfb3e0a35"),
+    ("expert", 2, "f7e03f166f8397c8"),
+    ("quality", 2, "60039abb109a0086"),
+    ("respond", 2, "bd46fc5e8a7f8b1c"),
+    ("round_trip", 2, "1dd16532ba54f010"),
+    ("router", 2, "d9451e03fe9d0599"),
+    ("routing", 2, "81643395c046a761"),
+    ("sample", 2, "2ff56956d1974a23"),
     ("select", 1, "59c54ededc2831c2"),
-    ("statistics", 1, "a4e801b566370ab9"),
+    ("statistics", 2, "a4e801b566370ab9"),
 ];
 
 /// A JSON value with its numbers rounded.

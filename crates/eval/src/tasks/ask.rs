@@ -3,13 +3,14 @@
 //! Tokens are made as the harness makes them: context and continuation are encoded together after the white space at the
 //! context's end has moved to the continuation, the continuation is what follows the context's own tokens; the
 //! beginning-of-sequence token is the tokenizer's own policy, and is not doubled where a chat template has written it.
+//! Special tokens are recognised where a chat template wrote them, in rows of benchmarks they are text.
 //! What is too long loses its beginning.
 
 use std::{collections::BTreeSet, ops::ControlFlow, sync::Arc};
 
 use mixse_model::{
-    language::{LanguageModel, Request, Sampling, ScoreRequest},
-    tokenizer::{Bos, Tokenizer},
+    language::{Controls, LanguageModel, Request, Sampling, ScoreRequest},
+    tokenizer::{Bos, MarkedText, Tokenizer},
 };
 use serde::Serialize;
 
@@ -23,7 +24,7 @@ use crate::{Error, Result, rows};
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Ask {
     pub(super) group: usize,
-    pub(super) context: String,
+    pub(super) context: MarkedText,
     pub(super) what: What,
 }
 
@@ -43,12 +44,12 @@ pub(super) struct Draw {
 
 /// Raised whenever the same request to the same model comes to get another answer: how text becomes tokens, how answers end, how numbers are
 /// computed. Kept answers of other versions are not used.
-const CACHE_VERSION: &str = "2";
+const CACHE_VERSION: &str = "3";
 
 impl Ask {
     fn key(&self, identity: &str) -> Result<String> {
         let what = serde_json::to_string(&self.what).map_err(|e| Error::Invalid(e.to_string()))?;
-        Ok(rows::key(&[CACHE_VERSION, identity, &self.context, &what]))
+        Ok(rows::key(&[CACHE_VERSION, identity, self.context.as_str(), &what]))
     }
 }
 
@@ -161,6 +162,7 @@ fn prepare(model: &dyn LanguageModel, asks: &[Ask], known: &[Option<Answer>]) ->
                             stream: d.stream,
                         }),
                         stop: until.clone(),
+                        controls: Controls::default(),
                     });
                     prepared.generations.of.push(i);
                 }
@@ -198,7 +200,7 @@ fn tokenise(tokenizer: &Tokenizer, ask: &Ask, length: usize) -> Result<(Tokens, 
                     "the task generates up to {max_tokens} tokens; the model's context of {length} leaves no room"
                 ))
             })?;
-            let mut context = encode(tokenizer, &ask.context)?;
+            let mut context = tokenizer.encode_marked(&ask.context, Bos::Model)?;
             let excess = context.len().saturating_sub(room);
             context.drain(..excess);
             Ok((Tokens { context, continuation: Vec::new() }, excess > 0))
@@ -206,25 +208,19 @@ fn tokenise(tokenizer: &Tokenizer, ask: &Ask, length: usize) -> Result<(Tokens, 
     }
 }
 
-fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
-    let written = tokenizer.bos().map(|bos| tokenizer.token_text(bos));
-    let bos = match written {
-        Some(bos) if !bos.is_empty() && text.starts_with(&bos) => Bos::Never,
-        _ => Bos::Model,
-    };
-    Ok(tokenizer.encode(text, bos)?)
-}
-
-fn encode_pair(tokenizer: &Tokenizer, context: &str, continuation: &str) -> Result<Tokens> {
-    if context.is_empty() {
+fn encode_pair(tokenizer: &Tokenizer, context: &MarkedText, continuation: &str) -> Result<Tokens> {
+    if context.as_str().is_empty() {
         return without_context(tokenizer, continuation);
     }
-    let kept = context.trim_end_matches(is_space);
-    let whole = encode(tokenizer, &format!("{context}{continuation}"))?;
-    let context = encode(tokenizer, kept)?;
+    let mut kept = context.clone();
+    kept.truncate(context.as_str().trim_end_matches(is_space).len());
+    let mut whole = context.clone();
+    whole.push_content(continuation);
+    let whole = tokenizer.encode_marked(&whole, Bos::Model)?;
+    let context = tokenizer.encode_marked(&kept, Bos::Model)?;
     let continuation = whole.get(context.len()..).unwrap_or_default().to_vec();
     if context.is_empty() || continuation.is_empty() {
-        return Err(Error::Invalid(format!("a prompt or a choice has no tokens: {kept:?}")));
+        return Err(Error::Invalid(format!("a prompt or a choice has no tokens: {:?}", kept.as_str())));
     }
     Ok(Tokens { context, continuation })
 }

@@ -5,7 +5,7 @@ use std::{
     path::PathBuf,
 };
 
-use mixse_model::language::LanguageModel;
+use mixse_model::{language::LanguageModel, tokenizer::MarkedText};
 
 use super::{
     ask::{Ask, Draw, What, ask},
@@ -261,9 +261,14 @@ impl Planned {
         chat: Option<(&Chat, &mixse_model::tokenizer::Tokenizer)>,
     ) -> Result<Vec<Vec<(String, Argument)>>> {
         let prompts = self.task.prompts(&self.rows, self.fewshot, chat)?;
+        Ok(self.arguments_of(&prompts, chat.is_some()))
+    }
+
+    fn arguments_of(&self, prompts: &[MarkedText], chat: bool) -> Vec<Vec<(String, Argument)>> {
+        let texts = prompts.iter().map(|prompt| prompt.as_str().to_owned());
         let of = |(&row, prompt): (&usize, String)| match &self.task.kind {
             Kind::Choice(_) => {
-                let delimiter = self.task.choice_delimiter(chat.is_some());
+                let delimiter = self.task.choice_delimiter(chat);
                 let choices = self.task.items[row].choices.iter();
                 choices.map(|c| (prompt.clone(), Argument::Continuation(format!("{delimiter}{c}")))).collect()
             }
@@ -271,7 +276,7 @@ impl Planned {
                 vec![(prompt, Argument::Generation { until: g.until.clone(), max_tokens: g.max_tokens })]
             }
         };
-        Ok(self.rows.iter().zip(prompts).map(of).collect())
+        self.rows.iter().zip(texts).map(of).collect()
     }
 
     /// Whether the model's code is run, which needs a sandbox.
@@ -337,15 +342,17 @@ fn one(
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<(Vec<TaskResult>, usize)> {
     let chat = settings.chat.as_ref().map(|chat| (chat, contender.model.tokenizer()));
-    if chat.is_some_and(|(_, tokenizer)| !tokenizer.has_chat_template()) {
-        return Err(Error::Invalid(format!("{}: the model has no chat template", contender.name)));
+    if let Some((_, tokenizer)) = chat {
+        let checked = tokenizer.check_chat_template();
+        checked.map_err(|e| Error::Invalid(format!("{}: {e}", contender.name)))?;
     }
     let mut asks = Vec::new();
     let mut arguments = Vec::new();
     for (group, plan) in planned.iter().enumerate() {
-        let of_plan = plan.arguments(chat)?;
-        for (row, of_row) in plan.rows.iter().zip(&of_plan) {
-            for (prompt, argument) in of_row {
+        let prompts = plan.task.prompts(&plan.rows, plan.fewshot, chat)?;
+        let of_plan = plan.arguments_of(&prompts, chat.is_some());
+        for ((row, prompt), of_row) in plan.rows.iter().zip(&prompts).zip(&of_plan) {
+            for (_, argument) in of_row {
                 for attempt in 0..plan.attempts(&settings.attempts) {
                     let what = what(argument, plan, *row, attempt, &settings.attempts);
                     asks.push(Ask { group, context: prompt.clone(), what });

@@ -1,6 +1,6 @@
 //! What a task is, and the prompts it makes.
 
-use mixse_model::tokenizer::{Message, Tokenizer};
+use mixse_model::tokenizer::{MarkedText, Message, Tokenizer};
 use serde_json::Value;
 
 use super::{
@@ -156,7 +156,7 @@ impl Task {
         indices: &[usize],
         fewshot: Fewshot,
         chat: Option<(&Chat, &Tokenizer)>,
-    ) -> Result<Vec<String>> {
+    ) -> Result<Vec<MarkedText>> {
         if fewshot.count > self.shots.len() {
             return Err(Error::Invalid(format!(
                 "{}: {} worked examples are asked for, {} are there",
@@ -170,7 +170,7 @@ impl Task {
             let item = &self.items[i];
             let shots = self.draw(item, fewshot.count, &mut random);
             match chat {
-                None => Ok(self.plain(item, &shots)),
+                None => Ok(MarkedText::content(self.plain(item, &shots))),
                 Some((chat, tokenizer)) => self.conversation(item, &shots, chat, tokenizer),
             }
         };
@@ -209,7 +209,7 @@ impl Task {
         shots: &[&Shot],
         chat: &Chat,
         tokenizer: &Tokenizer,
-    ) -> Result<String> {
+    ) -> Result<MarkedText> {
         let message = |role: &str, content: &str| Message { role: role.into(), content: content.into() };
         let mut messages = Vec::new();
         if chat.fewshot_as_turns {

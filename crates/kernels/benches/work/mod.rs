@@ -183,7 +183,11 @@ fn vocabularies(report: &mut Report<'_>) {
         cross_entropy_chunk(&mut work, &targets, None, 1.0, &mut losses);
     });
     report("sample 1 row", 0.0, (4 * vocabulary) as f64, &mut || {
-        std::hint::black_box(sample(&logits[..vocabulary], Sampling { temperature: 1.0, top_p: 0.98 }, 0.5));
+        std::hint::black_box(sample(
+            &logits[..vocabulary],
+            Sampling { top_p: 0.98, ..Sampling::default() },
+            0.5,
+        ));
     });
     report("argmax 1 row", 0.0, (4 * vocabulary) as f64, &mut || {
         std::hint::black_box(argmax(&logits[..vocabulary]));

@@ -208,7 +208,7 @@ pub(super) fn losses(trial: &mut Trial) {
 }
 
 /// Each token's share of 0 .. 1 as [`sample`] documents it, by sorting: where it begins and ends; `None` if it is not kept.
-fn shares(logits: &[f32], Sampling { temperature, top_p }: Sampling) -> Vec<Option<(f64, f64)>> {
+fn shares(logits: &[f32], Sampling { temperature, top_p, .. }: Sampling) -> Vec<Option<(f64, f64)>> {
     let weights: Vec<f64> = logits.iter().map(|&x| (f64::from(x) / f64::from(temperature)).exp()).collect();
     let total: f64 = weights.iter().sum();
     let mut order: Vec<usize> = (0..logits.len()).collect();
@@ -235,12 +235,14 @@ pub(super) fn choices(trial: &mut Trial) {
     for len in [1, 2, 17, 1000, 49_152] {
         let logits: Vec<f32> = values(len, 3).into_iter().map(|x| 10.0 * x).collect();
         let greatest = (0..len).fold(0, |best, i| if logits[i] > logits[best] { i } else { best });
-        for chosen in [argmax(&logits), sample(&logits, Sampling { temperature: 0.0, top_p: 1.0 }, 0.9)] {
+        for chosen in
+            [argmax(&logits), sample(&logits, Sampling { temperature: 0.0, ..Sampling::default() }, 0.9)]
+        {
             let error = if chosen as usize == greatest { 0.0 } else { f64::INFINITY };
             trial.record(error, || format!("{len} logits: {chosen} instead of {greatest}"));
         }
         for (temperature, top_p) in [(1.0, 0.98), (0.7, 0.5), (2.0, 0.9), (1.0, 1.0)] {
-            let sampling = Sampling { temperature, top_p };
+            let sampling = Sampling { temperature, top_p, ..Sampling::default() };
             let shares = shares(&logits, sampling);
             for i in 0..40 {
                 let uniform = (i as f32 + 0.5) / 40.0;
@@ -255,7 +257,7 @@ pub(super) fn choices(trial: &mut Trial) {
             }
         }
         trial.time(bytes(len), || {
-            std::hint::black_box(sample(&logits, Sampling { temperature: 1.0, top_p: 0.98 }, 0.5));
+            std::hint::black_box(sample(&logits, Sampling { top_p: 0.98, ..Sampling::default() }, 0.5));
         });
     }
 }

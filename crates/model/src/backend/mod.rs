@@ -11,6 +11,7 @@ pub(crate) mod cpu;
 pub(crate) mod dropout;
 pub(crate) mod rows;
 pub(crate) mod spec;
+pub(crate) mod token;
 
 use std::{fmt::Debug, sync::Arc};
 
@@ -19,49 +20,7 @@ pub(crate) use mixse_kernels::AdamW;
 use crate::{Result, decoder::Precision, expert_set::BlockLayout, router::GateConfig, weights::Checkpoint};
 use dropout::BlockDropout;
 pub(crate) use rows::{PageTable, Ragged, Sequences};
-
-/// One token to predict: the row that predicts it and its id.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Target {
-    /// Row of the batch.
-    pub row: usize,
-    /// The next token.
-    pub token: u32,
-}
-
-/// A row whose next token is to be chosen.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Choice {
-    /// Row of the batch.
-    pub row: usize,
-    /// How.
-    pub draw: Draw,
-}
-
-/// How a token is chosen from its probabilities.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Draw {
-    /// The most likely token; the lowest id among equals.
-    Greedy,
-    /// Nucleus sampling.
-    TopP {
-        /// Divides the logits.
-        temperature: f32,
-        /// The smallest set of most likely tokens with at least this probability is kept.
-        top_p: f32,
-        /// The random number, in 0..1.
-        uniform: f32,
-    },
-}
-
-/// What a model says of a [`Target`].
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct TokenScore {
-    /// Natural-log probability of the token.
-    pub log_prob: f32,
-    /// It is the most likely token.
-    pub greedy: bool,
-}
+pub use token::{Choice, Chosen, Draw, LogitChanges, Target, TokenScore};
 
 /// The rows of a pass, and where their sequences' keys and values lie.
 #[derive(Debug, Clone)]
@@ -297,9 +256,15 @@ pub(crate) trait Backend: Debug + Send + Sync + Sized + 'static {
         gradient: bool,
     ) -> Result<(f32, Option<Self::Array>)>;
     /// The next token of each of these rows of the last block's output.
-    fn choose(&self, ends: &Self::Ends, x: &Self::Array, choices: &[Choice]) -> Result<Vec<u32>>;
-    /// How likely each target is.
-    fn score(&self, ends: &Self::Ends, x: &Self::Array, targets: &[Target]) -> Result<Vec<TokenScore>>;
+    fn choose(&self, ends: &Self::Ends, x: &Self::Array, choices: &[Choice]) -> Result<Vec<Chosen>>;
+    /// How likely each target is, and the `top` likeliest tokens of its row.
+    fn score(
+        &self,
+        ends: &Self::Ends,
+        x: &Self::Array,
+        targets: &[Target],
+        top: usize,
+    ) -> Result<Vec<TokenScore>>;
     /// Logits `[rows, vocabulary]` of these rows, for inspection and tests.
     fn logits(&self, ends: &Self::Ends, x: &Self::Array, rows: &[usize]) -> Result<Vec<f32>>;
 

@@ -9,23 +9,18 @@ mod pages;
 
 use std::sync::Arc;
 
-use candle_core::{D, DType, Device, Tensor, Var};
-use mixse_kernels::{
-    loss::{argmax, log_softmax_at},
-    sample,
-};
-
 use crate::{
     Error, Result,
     backend::{
-        AdamW, Backend, Batch, BlockExperts, BlockGradients, Choice, Decided, Draw, Gate, MomentSums, Ragged,
-        RouterGradients, Routing, Sequences, Target, TokenScore,
+        AdamW, Backend, Batch, BlockExperts, BlockGradients, Choice, Chosen, Decided, Gate, MomentSums,
+        Ragged, RouterGradients, Routing, Sequences, Target, TokenScore,
         spec::{BlockSpec, BlockWeights, Ends},
     },
     decoder::Precision,
     weights::Checkpoint,
 };
 use block::Cached;
+use candle_core::{D, DType, Device, Tensor, Var};
 use frozen::FrozenMatmul;
 use pages::Pages;
 
@@ -344,23 +339,20 @@ impl Backend for Reference {
         Ok((loss.to_scalar()?, dx))
     }
 
-    fn choose(&self, ends: &Ends<Tensor>, x: &Tensor, choices: &[Choice]) -> Result<Vec<u32>> {
+    fn choose(&self, ends: &Ends<Tensor>, x: &Tensor, choices: &[Choice]) -> Result<Vec<Chosen>> {
         let rows: Vec<Vec<f32>> = logits(ends, x, choices.iter().map(|choice| choice.row))?.to_vec2()?;
-        let choose = |(choice, logits): (&Choice, &Vec<f32>)| match choice.draw {
-            Draw::Greedy => argmax(logits),
-            Draw::TopP { temperature, top_p, uniform } => {
-                sample::sample(logits, sample::Sampling { temperature, top_p }, uniform)
-            }
-        };
-        Ok(choices.iter().zip(&rows).map(choose).collect())
+        Ok(choices.iter().zip(&rows).map(|(choice, logits)| choice.choose(logits)).collect())
     }
 
-    fn score(&self, ends: &Ends<Tensor>, x: &Tensor, targets: &[Target]) -> Result<Vec<TokenScore>> {
+    fn score(
+        &self,
+        ends: &Ends<Tensor>,
+        x: &Tensor,
+        targets: &[Target],
+        top: usize,
+    ) -> Result<Vec<TokenScore>> {
         let rows: Vec<Vec<f32>> = logits(ends, x, targets.iter().map(|target| target.row))?.to_vec2()?;
-        let score = |(target, logits): (&Target, &Vec<f32>)| TokenScore {
-            log_prob: log_softmax_at(logits, target.token, None),
-            greedy: argmax(logits) == target.token,
-        };
+        let score = |(target, logits): (&Target, &Vec<f32>)| TokenScore::new(logits, target.token, top);
         Ok(targets.iter().zip(&rows).map(score).collect())
     }
 

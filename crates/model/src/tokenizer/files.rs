@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use serde_json::Value;
-use tokenizers::{DecoderWrapper, PostProcessorWrapper};
+use serde_json::{Map, Value};
+use tokenizers::{AddedToken, DecoderWrapper, PostProcessorWrapper};
 
 use super::{Spelling, Tokenizer};
-use crate::{Error, Result, chat::ChatTemplate, weights::read_text};
+use crate::{Error, Result, weights::read_text};
 
 /// The largest known `tokenizer.json` has 35 MB.
 const MAX_TOKENIZER: u64 = 1 << 28;
@@ -21,31 +21,25 @@ impl Tokenizer {
     pub fn from_directory(directory: &Path) -> Result<Self> {
         let settings = Settings::read(directory)?;
         let path = directory.join("tokenizer.json");
-        let mut tokenizer = if path.exists() {
-            let (vocabulary, start) =
-                parse(&read_text(&path, MAX_TOKENIZER)?).map_err(|what| Error::invalid(&path, what))?;
+        let mut tokenizer = Self::none();
+        if path.exists() {
+            let fault = |what: String| Error::invalid(&path, what);
+            let (mut vocabulary, start) = parse(&read_text(&path, MAX_TOKENIZER)?).map_err(fault)?;
+            settings.complete(&mut vocabulary).map_err(|e| fault(e.to_string()))?;
             let spelling = vocabulary.get_decoder().map_or(Spelling::Plain, spelling);
-            let mut tokenizer = Self::new(vocabulary, spelling);
+            tokenizer = Self::new(vocabulary, spelling).map_err(|e| fault(e.to_string()))?;
             tokenizer.bos = match settings.add_bos {
-                Some(true) => settings.bos_token.as_deref().and_then(|token| tokenizer.token_id(token)),
+                Some(true) => settings.named("bos_token").and_then(|token| tokenizer.token_id(token)),
                 Some(false) => None,
                 None => start,
             };
-            tokenizer
-        } else {
-            Self {
-                vocabulary: None,
-                spelling: Spelling::Plain,
-                added: std::collections::HashMap::new(),
-                bos: None,
-                eos: Vec::new(),
-                template: None,
-            }
-        };
+        }
         tokenizer.eos = settings.eos_ids.clone();
-        let eos = settings.eos_token.as_deref().and_then(|token| tokenizer.token_id(token));
+        let eos = settings.named("eos_token").and_then(|token| tokenizer.token_id(token));
         tokenizer.eos.extend(eos.filter(|id| !settings.eos_ids.contains(id)));
-        tokenizer.template = settings.template(directory)?;
+        if let Some((source, place)) = settings.template(directory)? {
+            tokenizer.set_template(&source, place, settings.tokens);
+        }
         Ok(tokenizer)
     }
 }
@@ -93,10 +87,14 @@ fn spelling(decoder: &DecoderWrapper) -> Spelling {
     }
 }
 
-/// What `tokenizer_config.json`, `generation_config.json` and `config.json` say.
+/// What `tokenizer_config.json`, `special_tokens_map.json`, `generation_config.json` and `config.json` say.
 struct Settings {
-    bos_token: Option<String>,
-    eos_token: Option<String>,
+    /// Special tokens with the names that a chat template knows them by (`bos_token`, `eos_token`, `image_token` …).
+    tokens: Vec<(String, String)>,
+    /// Special tokens without a name.
+    extra: Vec<String>,
+    /// Tokens beside the vocabulary as `tokenizer_config.json` describes them.
+    added: Vec<AddedToken>,
     add_bos: Option<bool>,
     eos_ids: Vec<u32>,
     template: Option<String>,
@@ -107,29 +105,102 @@ impl Settings {
         let config = json(&directory.join("config.json"))?;
         let generation = json(&directory.join("generation_config.json"))?;
         let tokenizer = json(&directory.join("tokenizer_config.json"))?;
+        let map = json(&directory.join("special_tokens_map.json"))?;
         let eos_ids = match ids(&generation["eos_token_id"]) {
             none if none.is_empty() => ids(&config["eos_token_id"]),
             ids => ids,
         };
+        // As in transformers, the map is older and stands above a configuration that does not describe its tokens. A token that
+        // only the map names counts in any case.
+        let described = tokenizer["added_tokens_decoder"].is_object();
+        let (first, second) = if described { (&tokenizer, &map) } else { (&map, &tokenizer) };
+        let mut tokens: Vec<(String, String)> = Vec::new();
+        for (name, value) in entries(first).chain(entries(second)) {
+            if name.ends_with("_token") && !tokens.iter().any(|(known, _)| known == name) {
+                tokens.extend(token(value).map(|token| (name.clone(), token)));
+            }
+        }
+        let mut extra = Vec::new();
+        for key in ["additional_special_tokens", "extra_special_tokens"] {
+            for value in [&tokenizer[key], &map[key]] {
+                match value {
+                    Value::Array(list) => extra.extend(list.iter().filter_map(token)),
+                    named => tokens.extend(
+                        entries(named).filter_map(|(name, value)| Some((name.clone(), token(value)?))),
+                    ),
+                }
+            }
+        }
+        let added = entries(&tokenizer["added_tokens_decoder"])
+            .filter_map(|(_, value)| {
+                let flag = |key: &str| value[key].as_bool();
+                let special = flag("special").unwrap_or(false);
+                Some(
+                    AddedToken::from(value["content"].as_str()?, special)
+                        .lstrip(flag("lstrip").unwrap_or(false))
+                        .rstrip(flag("rstrip").unwrap_or(false))
+                        .single_word(flag("single_word").unwrap_or(false))
+                        .normalized(flag("normalized").unwrap_or(!special)),
+                )
+            })
+            .collect();
         Ok(Self {
-            bos_token: token(&tokenizer["bos_token"]),
-            eos_token: token(&tokenizer["eos_token"]),
+            tokens,
+            extra,
+            added,
             add_bos: tokenizer["add_bos_token"].as_bool(),
             eos_ids,
             template: default_template(&tokenizer["chat_template"]),
         })
     }
 
-    /// The chat template: a file of its own in newer models, else inside `tokenizer_config.json`.
-    fn template(&self, directory: &Path) -> Result<Option<ChatTemplate>> {
-        let path = directory.join("chat_template.jinja");
-        let own = if path.exists() { Some(read_text(&path, MAX_CONFIG)?) } else { None };
-        let place = if own.is_some() { path } else { directory.join("tokenizer_config.json") };
-        let Some(source) = own.as_ref().or(self.template.as_ref()) else { return Ok(None) };
-        ChatTemplate::new(source, self.bos_token.clone(), self.eos_token.clone())
-            .map(Some)
-            .map_err(|what| Error::invalid(place, what))
+    /// The special token of this name.
+    fn named(&self, name: &str) -> Option<&str> {
+        self.tokens.iter().find(|(known, _)| known == name).map(|(_, token)| token.as_str())
     }
+
+    /// Adds to a vocabulary's special tokens those that only the other files call so. Tokens that the vocabulary does not have
+    /// are left out: the model has no rows for them.
+    fn complete(&self, vocabulary: &mut tokenizers::Tokenizer) -> tokenizers::Result<()> {
+        let known = vocabulary.get_added_tokens_decoder();
+        let mut tokens: Vec<AddedToken> = self.added.clone();
+        tokens.retain(|token| {
+            let id = vocabulary.token_to_id(&token.content);
+            id.is_some_and(|id| known.get(&id) != Some(token))
+        });
+        let is_added =
+            |content: &str| known.values().chain(&self.added).any(|token| token.content == content);
+        let named = self.tokens.iter().map(|(_, token)| token).chain(&self.extra);
+        for token in named.filter(|token| !is_added(token)) {
+            tokens.extend(vocabulary.token_to_id(token).map(|_| AddedToken::from(token.as_str(), true)));
+        }
+        vocabulary.add_tokens(tokens)?;
+        // What ends a turn is a special token, whatever the files call it: no content may spell it.
+        let ends = self.eos_ids.iter().copied();
+        let ends = ends.chain(self.named("eos_token").and_then(|token| vocabulary.token_to_id(token)));
+        let known = vocabulary.get_added_tokens_decoder();
+        let ends: Vec<AddedToken> = ends
+            .filter_map(|id| known.get(&id))
+            .filter(|token| !token.special)
+            .map(|token| AddedToken { special: true, ..token.clone() })
+            .collect();
+        vocabulary.add_tokens(ends)?;
+        Ok(())
+    }
+
+    /// The chat template, a file of its own in newer models, else inside `tokenizer_config.json`, and where it stands.
+    fn template(&self, directory: &Path) -> Result<Option<(String, &'static str)>> {
+        let path = directory.join("chat_template.jinja");
+        if path.exists() {
+            return Ok(Some((read_text(&path, MAX_CONFIG)?, "chat_template.jinja")));
+        }
+        Ok(self.template.clone().map(|source| (source, "tokenizer_config.json")))
+    }
+}
+
+/// The entries of an object; nothing of another value.
+fn entries(value: &Value) -> impl Iterator<Item = (&String, &Value)> {
+    value.as_object().into_iter().flat_map(Map::iter)
 }
 
 /// A JSON file; `null` if there is none.

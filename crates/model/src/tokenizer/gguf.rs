@@ -7,7 +7,7 @@ use super::{
     bytelevel::{self, PreTokenizer},
     sentencepiece::{self, MergeOrder},
 };
-use crate::{Result, chat::ChatTemplate, weights::Gguf};
+use crate::{Result, weights::Gguf};
 
 /// What `tokenizer.ggml.token_type` says of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +47,7 @@ impl Tokenizer {
         };
         let entries = entries(file)?;
         let bos = known_token(file, "tokenizer.ggml.bos_token_id", entries.len())?;
-        let built = |result: tokenizers::Result<tokenizers::Tokenizer>| {
+        let built = |result: tokenizers::Result<Self>| {
             result.map_err(|e| file.invalid(format!("its tokenizer cannot be built: {e}")))
         };
         let (mut tokenizer, adds_bos) = match model {
@@ -56,8 +56,9 @@ impl Tokenizer {
                 let merges = file
                     .strings("tokenizer.ggml.merges")?
                     .ok_or_else(|| file.invalid("has no metadata key tokenizer.ggml.merges"))?;
-                let vocabulary = built(bytelevel::build(&entries, merges, pre))?;
-                (Self::new(vocabulary, Spelling::ByteLevel), pre.adds_bos)
+                let vocabulary = bytelevel::build(&entries, merges, pre);
+                let new = vocabulary.and_then(|vocabulary| Self::new(vocabulary, Spelling::ByteLevel));
+                (built(new)?, pre.adds_bos)
             }
             "llama" => {
                 let gemma = file.str("general.architecture")?.is_some_and(|name| name.starts_with("gemma"));
@@ -69,8 +70,9 @@ impl Tokenizer {
                 let unknown = known_token(file, "tokenizer.ggml.unknown_token_id", entries.len())?;
                 // llama.cpp adds the space where the file does not say; Gemma's own tokenizer never does.
                 let prefix = file.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(!gemma);
-                let vocabulary = built(sentencepiece::build(&entries, order, unknown, prefix))?;
-                (Self::new(vocabulary, Spelling::SentencePiece), true)
+                let vocabulary = sentencepiece::build(&entries, order, unknown, prefix);
+                let new = vocabulary.and_then(|vocabulary| Self::new(vocabulary, Spelling::SentencePiece));
+                (built(new)?, true)
             }
             other => {
                 return Err(file.invalid(format!(
@@ -82,7 +84,10 @@ impl Tokenizer {
             tokenizer.bos = bos;
         }
         tokenizer.eos = ends(file, &entries)?;
-        tokenizer.template = template(file, &entries, bos)?;
+        if let Some(source) = file.str("tokenizer.chat_template")? {
+            let tokens = template_tokens(file, &entries)?;
+            tokenizer.set_template(source, "tokenizer.chat_template", tokens);
+        }
         Ok(tokenizer)
     }
 }
@@ -150,9 +155,21 @@ fn ends(file: &Gguf, entries: &[Entry<'_>]) -> Result<Vec<u32>> {
     Ok(ends)
 }
 
-fn template(file: &Gguf, entries: &[Entry<'_>], bos: Option<u32>) -> Result<Option<ChatTemplate>> {
-    let Some(source) = file.str("tokenizer.chat_template")? else { return Ok(None) };
-    let text = |id: Option<u32>| Some(entries.get(id? as usize)?.text.to_string());
-    let eos = known_token(file, "tokenizer.ggml.eos_token_id", entries.len())?;
-    ChatTemplate::new(source, text(bos), text(eos)).map(Some).map_err(|what| file.invalid(what))
+/// The special tokens that a chat template may write by name.
+fn template_tokens(file: &Gguf, entries: &[Entry<'_>]) -> Result<Vec<(String, String)>> {
+    let mut tokens = Vec::new();
+    for (name, key) in [
+        ("bos_token", "bos_token_id"),
+        ("eos_token", "eos_token_id"),
+        ("unk_token", "unknown_token_id"),
+        ("sep_token", "seperator_token_id"),
+        ("pad_token", "padding_token_id"),
+        ("cls_token", "cls_token_id"),
+        ("mask_token", "mask_token_id"),
+    ] {
+        let id = file.token_id(&format!("tokenizer.ggml.{key}"))?;
+        let entry = id.and_then(|id| entries.get(id as usize));
+        tokens.extend(entry.map(|entry| (name.to_owned(), entry.text.to_string())));
+    }
+    Ok(tokens)
 }

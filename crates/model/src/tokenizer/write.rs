@@ -10,7 +10,7 @@ use crate::{Error, Result, files};
 impl Tokenizer {
     /// The token that begins a text or that the chat template calls so.
     pub(crate) fn start_token(&self) -> Option<u32> {
-        let named = || self.token_id(self.template.as_ref()?.bos_token()?);
+        let named = || self.token_id(self.template.as_ref()?.as_ref().ok()?.token("bos_token")?);
         self.bos.or_else(named)
     }
 
@@ -47,14 +47,17 @@ impl Tokenizer {
         settings.insert("clean_up_tokenization_spaces".into(), json!(false));
         settings.insert("add_bos_token".into(), json!(self.bos.is_some()));
         let template = self.template.as_ref();
+        let usable = template.and_then(|template| template.as_ref().ok());
         let eos = self.eos.first().map(|&id| self.token_text(id));
         for (key, token) in [
             ("bos_token", self.start_token().map(|id| self.token_text(id))),
-            ("eos_token", template.and_then(|t| t.eos_token().map(str::to_owned)).or(eos)),
+            ("eos_token", usable.and_then(|t| t.token("eos_token").map(str::to_owned)).or(eos)),
         ] {
             settings.extend(token.map(|token| (key.to_owned(), json!(token))));
         }
-        settings.extend(template.map(|t| ("chat_template".to_owned(), json!(t.source()))));
+        let source =
+            template.map(|t| t.as_ref().map_or_else(|unusable| &unusable.source[..], |t| t.source()));
+        settings.extend(source.map(|source| ("chat_template".to_owned(), json!(source))));
         settings
     }
 }

@@ -6,8 +6,8 @@ use mixse_model::{
     config::{ModelConfig, Rope, RopeScaling},
     engine::{Engine, LoadOptions, Precision},
     generate::Runner,
-    language::{LanguageModel, Request, Sampling, ScoreRequest},
-    tokenizer::{Bos, Message},
+    language::{Controls, LanguageModel, Request, Sampling, ScoreRequest},
+    tokenizer::{Bos, MarkedText, Message},
     weights::{Checkpoint, Unused},
 };
 use serde_json::{Value, json};
@@ -490,6 +490,7 @@ fn logits_that_are_no_numbers_are_no_answer() {
         max_new_tokens: 4,
         sampling,
         stop: Vec::new(),
+        controls: Controls::default(),
     };
     let runner = Runner::new(&engine, &checkpoint.tokenizer, None);
     for sampling in [Sampling::Greedy, Sampling::TopP { temperature: 1.0, top_p: 0.9, stream: 1 }] {
@@ -555,7 +556,8 @@ fn the_files_beside_the_tokenizer_count() {
     let plain = opened();
     assert_eq!(plain.bos(), Some(257));
     assert_eq!(plain.encode("he said", Bos::Model).unwrap().len(), 7);
-    assert_eq!(plain.encode("he</s>", Bos::Never).unwrap(), [256, 258]);
+    let written = MarkedText::template("he</s>");
+    assert_eq!(plain.encode_marked(&written, Bos::Never).unwrap(), [256, 258]);
     assert!(plain.eos().is_empty() && !plain.has_chat_template());
     assert!(plain.chat(&[], true).is_err());
 
@@ -570,8 +572,8 @@ fn the_files_beside_the_tokenizer_count() {
     let configured = opened();
     assert_eq!((configured.bos(), configured.eos()), (None, &[258, 7][..]));
     let messages = [Message { role: "user".into(), content: "Hi".into() }];
-    assert_eq!(configured.chat(&messages, true).unwrap(), "<s>Hi</s>");
+    assert_eq!(configured.chat(&messages, true).unwrap().as_str(), "<s>Hi</s>");
 
     write(path, "chat_template.jinja", "{{ messages[0].role }}");
-    assert_eq!(opened().chat(&messages, true).unwrap(), "user");
+    assert_eq!(opened().chat(&messages, true).unwrap().as_str(), "user");
 }

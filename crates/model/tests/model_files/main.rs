@@ -8,4 +8,5 @@ mod gguf;
 mod hostile;
 mod real_logits;
 mod real_models;
+mod special_tokens;
 mod tokenizers;

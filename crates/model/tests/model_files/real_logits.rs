@@ -59,11 +59,9 @@ fn greedy(engine: &Engine, prompt: &[u32], count: usize) -> Vec<u32> {
     let mut pending = prompt.to_vec();
     let mut made = Vec::new();
     while made.len() < count {
-        let choices = [Choice { row: pending.len() - 1, draw: Draw::Greedy }];
-        pending = session
-            .step(&[(sequence, &pending)], &Ask { choices: &choices, ..Ask::default() })
-            .unwrap()
-            .chosen;
+        let choices = [Choice::new(pending.len() - 1, Draw::Greedy)];
+        let found = session.step(&[(sequence, &pending)], &Ask { choices: &choices, ..Ask::default() });
+        pending = found.unwrap().chosen.into_iter().map(|chosen| chosen.token).collect();
         made.extend(&pending);
     }
     made

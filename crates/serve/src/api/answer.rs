@@ -1,6 +1,6 @@
 //! Answers, whole or as server-sent events.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, sync::Arc};
 
 use axum::{
     http::StatusCode,
@@ -9,13 +9,20 @@ use axum::{
         sse::{Event, KeepAlive, Sse},
     },
 };
-use mixse_model::language::Finish;
+use mixse_model::language::{Finish, LogProbs};
 use serde_json::{Value, json};
-use tokio::sync::mpsc::{Sender, UnboundedReceiver, channel};
+use tokio::{
+    sync::mpsc::{Sender, UnboundedReceiver, channel},
+    task::JoinSet,
+};
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::{Fault, request::StreamOptions};
-use crate::engine::Piece;
+use super::{
+    Fault,
+    log_probs::{ChatLogProbs, CompletionLogProbs},
+    request::StreamOptions,
+};
+use crate::engine::{Model, Piece};
 
 /// Events that may wait for a slow reader.
 const BUFFER: usize = 64;
@@ -37,27 +44,103 @@ impl Form {
     }
 }
 
-/// An answer on its way.
-#[derive(Debug, Clone)]
+/// What all answers to a request have.
+#[derive(Debug)]
 pub(super) struct Answer {
     pub(super) form: Form,
     pub(super) id: String,
     pub(super) created: u64,
-    pub(super) model: String,
+    /// The model's name.
+    pub(super) name: String,
+    pub(super) model: Arc<Model>,
     /// Names of the experts, if they are to be told.
     pub(super) experts: Vec<String>,
+    /// Log-probabilities are told.
+    pub(super) log_probs: bool,
+    /// Of all prompts.
     pub(super) prompt_tokens: usize,
 }
 
+/// One answer on its way.
+#[derive(Debug)]
+pub(super) struct Choice {
+    pub(super) index: usize,
+    /// What it begins with: the echoed prompt.
+    pub(super) echo: String,
+    /// The prompt's tokens, where they are told.
+    pub(super) prompt: Vec<u32>,
+    pub(super) pieces: UnboundedReceiver<Piece>,
+}
+
+/// The log-probabilities of an answer so far, in the form of its kind.
+enum Told {
+    Nothing,
+    Completion(CompletionLogProbs),
+    Chat(ChatLogProbs),
+}
+
+impl Told {
+    fn push(&mut self, model: &Model, tokens: &[LogProbs]) {
+        let tokenizer = &model.checkpoint.tokenizer;
+        for token in tokens {
+            match self {
+                Self::Nothing => {}
+                Self::Completion(told) => told.push(tokenizer, token.id, Some(token)),
+                Self::Chat(told) => told.push(tokenizer, token),
+            }
+        }
+    }
+
+    /// What was pushed since the last time; `null` where nothing is told.
+    fn take(&mut self) -> Value {
+        match self {
+            Self::Nothing => Value::Null,
+            Self::Completion(told) => told.take(),
+            Self::Chat(told) => told.take(),
+        }
+    }
+}
+
 impl Answer {
-    /// Waits for the end.
-    pub(super) async fn whole(self, mut pieces: UnboundedReceiver<Piece>) -> Result<Value, Fault> {
-        let mut text = String::new();
+    fn told(&self, choice: &Choice) -> Told {
+        match self.form {
+            _ if !self.log_probs => Told::Nothing,
+            Form::Chat => Told::Chat(ChatLogProbs::default()),
+            Form::Completion => {
+                let mut told = CompletionLogProbs::default();
+                // Nothing stands before the first token, so nothing can be said of it.
+                if let Some(&first) = choice.prompt.first() {
+                    told.push(&self.model.checkpoint.tokenizer, first, None);
+                }
+                Told::Completion(told)
+            }
+        }
+    }
+
+    /// Waits for the end of all choices.
+    pub(super) async fn whole(self, choices: Vec<Choice>) -> Result<Value, Fault> {
+        let mut values = Vec::with_capacity(choices.len());
+        let mut written = 0;
+        for choice in choices {
+            let (value, tokens) = self.whole_choice(choice).await?;
+            values.push(value);
+            written += tokens;
+        }
+        let mut body = self.envelope(self.object(), values);
+        body["usage"] = self.usage(written);
+        Ok(body)
+    }
+
+    async fn whole_choice(&self, mut choice: Choice) -> Result<(Value, usize), Fault> {
+        let mut told = self.told(&choice);
+        let mut text = std::mem::take(&mut choice.echo);
         let mut routed = Vec::new();
-        while let Some(piece) = pieces.recv().await {
+        while let Some(piece) = choice.pieces.recv().await {
             match piece {
-                Piece::Text { text: more, parts } => {
-                    if !self.experts.is_empty() {
+                Piece::Prompt(tokens) => told.push(&self.model, &tokens),
+                Piece::Text { text: more, parts, log_probs } => {
+                    told.push(&self.model, &log_probs);
+                    if !self.experts.is_empty() && !more.is_empty() {
                         let mut entry = json!({ "text": more });
                         self.tell_expert(&mut entry, &parts);
                         routed.push(entry);
@@ -65,20 +148,18 @@ impl Answer {
                     text += &more;
                 }
                 Piece::Done { finish, tokens } => {
-                    let mut choice = match self.form {
-                        Form::Completion => json!({ "index": 0, "text": text }),
-                        Form::Chat => {
-                            json!({ "index": 0, "message": { "role": "assistant", "content": text } })
-                        }
+                    let mut value = match self.form {
+                        Form::Completion => json!({ "index": choice.index, "text": text }),
+                        Form::Chat => json!({
+                            "index": choice.index, "message": { "role": "assistant", "content": text },
+                        }),
                     };
-                    choice["finish_reason"] = json!(reason(&finish));
-                    choice["logprobs"] = Value::Null;
+                    value["finish_reason"] = json!(reason(&finish));
+                    value["logprobs"] = told.take();
                     if !self.experts.is_empty() {
-                        choice["pieces"] = json!(routed);
+                        value["pieces"] = json!(routed);
                     }
-                    let mut body = self.envelope(self.object(), vec![choice]);
-                    body["usage"] = self.usage(tokens);
-                    return Ok(body);
+                    return Ok((value, tokens));
                 }
                 Piece::Failed(what) => return Err(failed(what)),
             }
@@ -87,59 +168,89 @@ impl Answer {
     }
 
     /// Sends chunks as they come. A reader that goes away ends the work.
-    pub(super) fn stream(self, pieces: UnboundedReceiver<Piece>, options: StreamOptions) -> Response {
+    pub(super) fn stream(self, choices: Vec<Choice>, options: StreamOptions) -> Response {
         let (events, receiver) = channel(BUFFER);
-        tokio::spawn(self.forward(pieces, options, events));
+        tokio::spawn(Arc::new(self).forward(choices, options, events));
         Sse::new(ReceiverStream::new(receiver)).keep_alive(KeepAlive::default()).into_response()
     }
 
-    async fn forward(
-        self,
-        mut pieces: UnboundedReceiver<Piece>,
-        options: StreamOptions,
-        events: Sender<Result<Event, Infallible>>,
-    ) {
-        let send =
-            async |value: &Value| events.send(Ok(Event::default().data(value.to_string()))).await.is_ok();
-        if self.form == Form::Chat
-            && !send(&self.chunk(json!({ "role": "assistant", "content": "" }), None)).await
+    async fn forward(self: Arc<Self>, choices: Vec<Choice>, options: StreamOptions, events: Events) {
+        let mut running = JoinSet::new();
+        for choice in choices {
+            running.spawn(self.clone().forward_choice(choice, events.clone()));
+        }
+        let mut written = 0;
+        while let Some(tokens) = running.join_next().await {
+            match tokens {
+                Ok(Some(tokens)) => written += tokens,
+                // The reader is gone, or an error was sent.
+                Ok(None) | Err(_) => return,
+            }
+        }
+        if options.include_usage {
+            let mut chunk = self.envelope(self.chunk_object(), Vec::new());
+            chunk["usage"] = self.usage(written);
+            send(&events, &chunk).await;
+        }
+        // The reader may be gone; there is nothing left to send.
+        let _ = events.send(Ok(Event::default().data("[DONE]"))).await;
+    }
+
+    /// Sends one choice to its end; returns its tokens, nothing if there is no use in going on.
+    async fn forward_choice(self: Arc<Self>, mut choice: Choice, events: Events) -> Option<usize> {
+        let index = choice.index;
+        let mut told = self.told(&choice);
+        let mut begun = match self.form {
+            Form::Chat => Some(json!({ "role": "assistant", "content": "" })),
+            Form::Completion => (!choice.echo.is_empty()).then(|| json!({ "content": choice.echo })),
+        };
+        // An echo goes out with the prompt's log-probabilities, which are there when the prompt is read.
+        let held_back = self.form == Form::Completion && self.log_probs;
+        if !held_back
+            && let Some(delta) = begun.take()
+            && !send(&events, &self.chunk(index, &delta, None, Value::Null)).await
         {
-            return;
+            return None;
         }
         loop {
             let piece = tokio::select! {
-                piece = pieces.recv() => piece,
-                () = events.closed() => return,
+                piece = choice.pieces.recv() => piece,
+                () = events.closed() => return None,
             };
-            let end = match piece {
-                Some(Piece::Text { text, parts }) => {
-                    let mut chunk = self.chunk(json!({ "content": text }), None);
-                    self.tell_expert(&mut chunk["choices"][0], &parts);
-                    if !send(&chunk).await {
-                        return;
+            match piece {
+                Some(Piece::Prompt(tokens)) => told.push(&self.model, &tokens),
+                Some(Piece::Text { text, parts, log_probs }) => {
+                    if let Some(delta) = begun.take()
+                        && !send(&events, &self.chunk(index, &delta, None, told.take())).await
+                    {
+                        return None;
                     }
-                    continue;
+                    told.push(&self.model, &log_probs);
+                    let mut chunk = self.chunk(index, &json!({ "content": text }), None, told.take());
+                    self.tell_expert(&mut chunk["choices"][0], &parts);
+                    if !send(&events, &chunk).await {
+                        return None;
+                    }
                 }
                 Some(Piece::Done { finish, tokens }) => {
-                    let last = self.chunk(json!({}), Some(&finish));
-                    let usage = options.include_usage.then(|| {
-                        let mut chunk = self.envelope(self.chunk_object(), Vec::new());
-                        chunk["usage"] = self.usage(tokens);
-                        chunk
-                    });
-                    [Some(last), usage]
+                    if let Some(delta) = begun.take()
+                        && !send(&events, &self.chunk(index, &delta, None, told.take())).await
+                    {
+                        return None;
+                    }
+                    let last = self.chunk(index, &json!({}), Some(&finish), Value::Null);
+                    return send(&events, &last).await.then_some(tokens);
                 }
-                Some(Piece::Failed(what)) => [Some(failed(what).body()), None],
-                None => [Some(failed("the engine has stopped".into()).body()), None],
-            };
-            for value in end.into_iter().flatten() {
-                if !send(&value).await {
-                    return;
+                end => {
+                    let what = match end {
+                        Some(Piece::Failed(what)) => what,
+                        _ => "the engine has stopped".to_owned(),
+                    };
+                    send(&events, &failed(what).body()).await;
+                    let _ = events.send(Ok(Event::default().data("[DONE]"))).await;
+                    return None;
                 }
             }
-            // The reader may be gone; there is nothing left to send.
-            let _ = events.send(Ok(Event::default().data("[DONE]"))).await;
-            return;
         }
     }
 
@@ -159,18 +270,20 @@ impl Answer {
 
     fn envelope(&self, object: &str, choices: Vec<Value>) -> Value {
         json!({
-            "id": self.id, "object": object, "created": self.created, "model": self.model, "choices": choices,
+            "id": self.id, "object": object, "created": self.created, "model": self.name, "choices": choices,
         })
     }
 
     /// A chunk whose choice has this delta; in a completion the content is the choice's text.
-    fn chunk(&self, delta: Value, finish: Option<&Finish>) -> Value {
+    fn chunk(&self, index: usize, delta: &Value, finish: Option<&Finish>, log_probs: Value) -> Value {
         let mut choice = match self.form {
-            Form::Completion => json!({ "index": 0, "text": delta["content"].as_str().unwrap_or_default() }),
-            Form::Chat => json!({ "index": 0, "delta": delta }),
+            Form::Completion => {
+                json!({ "index": index, "text": delta["content"].as_str().unwrap_or_default() })
+            }
+            Form::Chat => json!({ "index": index, "delta": delta }),
         };
         choice["finish_reason"] = json!(finish.map(reason));
-        choice["logprobs"] = Value::Null;
+        choice["logprobs"] = log_probs;
         self.envelope(self.chunk_object(), vec![choice])
     }
 
@@ -190,6 +303,13 @@ impl Answer {
             "total_tokens": self.prompt_tokens + tokens,
         })
     }
+}
+
+type Events = Sender<Result<Event, Infallible>>;
+
+/// Whether the reader is still there.
+async fn send(events: &Events, value: &Value) -> bool {
+    events.send(Ok(Event::default().data(value.to_string()))).await.is_ok()
 }
 
 fn reason(finish: &Finish) -> &'static str {

@@ -15,7 +15,7 @@ pub(super) struct Fault {
     pub(super) status: StatusCode,
     pub(super) message: String,
     /// The request's key that is wrong.
-    pub(super) param: Option<&'static str>,
+    pub(super) param: Option<String>,
     pub(super) code: Option<&'static str>,
 }
 
@@ -30,8 +30,10 @@ impl Fault {
     }
 
     /// The caller's mistake in one key.
-    pub(super) fn key(param: &'static str, message: impl Into<String>) -> Self {
-        Self { param: Some(param), ..Self::bad(format!("{param}: {}", message.into())) }
+    pub(super) fn key(param: impl Into<String>, message: impl Into<String>) -> Self {
+        let param = param.into();
+        let message = format!("{param}: {}", message.into());
+        Self { param: Some(param), ..Self::bad(message) }
     }
 
     pub(super) fn not_found(message: impl Into<String>) -> Self {
@@ -45,6 +47,8 @@ impl Fault {
     pub(super) fn body(&self) -> Value {
         let kind = match self.status {
             StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            StatusCode::UNAUTHORIZED => "authentication_error",
+            StatusCode::FORBIDDEN => "permission_error",
             status if status.is_client_error() => "invalid_request_error",
             _ => "server_error",
         };
@@ -57,7 +61,7 @@ impl From<Error> for Fault {
         let status = match &error {
             Error::Busy { .. } => StatusCode::TOO_MANY_REQUESTS,
             Error::Conversation(_) | Error::Model(_) | Error::Template(_) => StatusCode::BAD_REQUEST,
-            Error::Listen { .. } | Error::Serve(_) | Error::Thread(_) | Error::Stopped => {
+            Error::Key(_) | Error::Listen { .. } | Error::Thread(_) | Error::Stopped => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
         };
@@ -70,6 +74,10 @@ impl IntoResponse for Fault {
         let mut response = (self.status, Json(self.body())).into_response();
         if self.status == StatusCode::TOO_MANY_REQUESTS {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("2"));
+        }
+        // What is left of a body that came too late or was too large is not waited for.
+        if matches!(self.status, StatusCode::REQUEST_TIMEOUT | StatusCode::PAYLOAD_TOO_LARGE) {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
     }

@@ -144,7 +144,7 @@ impl Bench<'_> {
 
 /// The last row of each of `rows` sequences of `len` new tokens, with its most likely next token.
 fn greedy_choices(rows: usize, len: usize) -> Vec<Choice> {
-    (0..rows).map(|row| Choice { row: (row + 1) * len - 1, draw: Draw::Greedy }).collect()
+    (0..rows).map(|row| Choice::new((row + 1) * len - 1, Draw::Greedy)).collect()
 }
 
 /// Sequences of the same length that are continued greedily.
@@ -174,7 +174,7 @@ impl<'a> Greedy<'a> {
             self.sequences.iter().copied().zip(self.pending.iter().map(|p| &p[..])).collect();
         let choices = greedy_choices(work.len(), self.pending.first().map_or(0, Vec::len));
         let found = self.session.step(&work, &Ask { choices: &choices, ..Ask::default() })?;
-        self.pending = found.chosen.into_iter().map(|token| vec![token]).collect();
+        self.pending = found.chosen.into_iter().map(|chosen| vec![chosen.token]).collect();
         Ok(())
     }
 }

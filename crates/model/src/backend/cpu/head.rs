@@ -1,17 +1,14 @@
 //! The output head: final norm, logits and what is read from them, without ever holding tokens x vocabulary logits.
 
 use mixse_kernels::{
-    Accumulate::Overwrite,
-    Packed, RmsNorm, cap_logits, cross_entropy_chunk,
-    loss::{argmax, log_softmax_at},
-    matmul, matmul_transposed, pool, rms_norm, rms_norm_backward,
-    sample::{self, sample},
+    Accumulate::Overwrite, Packed, RmsNorm, cap_logits, cross_entropy_chunk, matmul, matmul_transposed, pool,
+    rms_norm, rms_norm_backward,
 };
 
 use super::buffer::Buffer;
 use crate::{
     Error, Result,
-    backend::{Choice, Draw, Target, TokenScore, spec::Ends},
+    backend::{Choice, Chosen, Target, TokenScore, spec::Ends},
     finite,
 };
 
@@ -85,33 +82,19 @@ fn by_logits<I: Sync, T: Send>(
 }
 
 /// The next token of each of these rows.
-pub(crate) fn choose(ends: &Ends<Packed>, x: &[f32], choices: &[Choice]) -> Result<Vec<u32>> {
-    by_logits(
-        ends,
-        x,
-        choices,
-        |choice| choice.row,
-        |choice, logits| match choice.draw {
-            Draw::Greedy => argmax(logits),
-            Draw::TopP { temperature, top_p, uniform } => {
-                sample(logits, sample::Sampling { temperature, top_p }, uniform)
-            }
-        },
-    )
+pub(crate) fn choose(ends: &Ends<Packed>, x: &[f32], choices: &[Choice]) -> Result<Vec<Chosen>> {
+    by_logits(ends, x, choices, |choice| choice.row, Choice::choose)
 }
 
-/// How likely each target is.
-pub(crate) fn score(ends: &Ends<Packed>, x: &[f32], targets: &[Target]) -> Result<Vec<TokenScore>> {
-    by_logits(
-        ends,
-        x,
-        targets,
-        |target| target.row,
-        |target, logits| TokenScore {
-            log_prob: log_softmax_at(logits, target.token, None),
-            greedy: argmax(logits) == target.token,
-        },
-    )
+/// How likely each target is, and the `top` likeliest tokens of its row.
+pub(crate) fn score(
+    ends: &Ends<Packed>,
+    x: &[f32],
+    targets: &[Target],
+    top: usize,
+) -> Result<Vec<TokenScore>> {
+    let score = |target: &Target, logits: &[f32]| TokenScore::new(logits, target.token, top);
+    by_logits(ends, x, targets, |target| target.row, score)
 }
 
 /// `scale · Σ −log softmax(logits)[token]` over the targets, from the last block's output `x [rows, d]`; adds its gradient to `dx`.

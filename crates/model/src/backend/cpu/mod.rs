@@ -16,8 +16,8 @@ use std::{ops::Deref, sync::Arc};
 use mixse_kernels::{Angles, KvStorage, Packed, PagedSegment, Storage, adamw, add_into};
 
 use super::{
-    AdamW, Backend, Batch, BlockExperts, BlockGradients, Choice, Decided, Gate, MomentSums, PageTable,
-    Ragged, RouterGradients, Routing, Target, TokenScore,
+    AdamW, Backend, Batch, BlockExperts, BlockGradients, Choice, Chosen, Decided, Gate, MomentSums,
+    PageTable, Ragged, RouterGradients, Routing, Target, TokenScore,
     rows::PAGE_TOKENS,
     spec::{BlockSpec, BlockWeights, Ends},
 };
@@ -424,12 +424,18 @@ impl Backend for Cpu {
         Ok((loss, dx))
     }
 
-    fn choose(&self, ends: &Ends<Packed>, x: &Array, choices: &[Choice]) -> Result<Vec<u32>> {
+    fn choose(&self, ends: &Ends<Packed>, x: &Array, choices: &[Choice]) -> Result<Vec<Chosen>> {
         head::choose(ends, x, choices)
     }
 
-    fn score(&self, ends: &Ends<Packed>, x: &Array, targets: &[Target]) -> Result<Vec<TokenScore>> {
-        head::score(ends, x, targets)
+    fn score(
+        &self,
+        ends: &Ends<Packed>,
+        x: &Array,
+        targets: &[Target],
+        top: usize,
+    ) -> Result<Vec<TokenScore>> {
+        head::score(ends, x, targets, top)
     }
 
     fn logits(&self, ends: &Ends<Packed>, x: &Array, rows: &[usize]) -> Result<Vec<f32>> {
