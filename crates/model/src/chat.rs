@@ -1,6 +1,7 @@
 //! Chat templates: Jinja programs that write a conversation as the model was trained to see it.
 
 mod content;
+mod documentation;
 mod python;
 mod source;
 
@@ -32,14 +33,7 @@ impl ChatTemplate {
     /// # Errors
     /// What is wrong with the template.
     pub(crate) fn new(source: &str, tokens: Vec<(String, String)>) -> std::result::Result<Self, String> {
-        let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|e| e.to_string())?);
-        environment.set_fuel(Some(MAX_STEPS));
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function("raise_exception", raise_exception);
-        environment.add_function("strftime_now", python::strftime_now);
-        environment.add_filter("tojson", python::tojson);
+        let mut environment = environment()?;
         environment
             .add_template_owned("chat", source::without_generation(source))
             .map_err(|e| format!("the chat template is not valid: {e:#}"))?;
@@ -84,6 +78,23 @@ impl ChatTemplate {
             crate::Error::Unsupported(format!("the chat template refuses the conversation: {e}"))
         })
     }
+}
+
+fn environment() -> std::result::Result<Environment<'static>, String> {
+    let mut environment = Environment::new();
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+    environment.set_syntax(syntax.map_err(|e| e.to_string())?);
+    environment.set_fuel(Some(MAX_STEPS));
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.add_function("raise_exception", raise_exception);
+    environment.add_function("strftime_now", python::strftime_now);
+    environment.add_filter("tojson", python::tojson);
+    Ok(environment)
+}
+
+/// What templates can use, as Markdown for `docs/compatibility.md`.
+pub(crate) fn documentation() -> String {
+    environment().as_ref().map_or_else(Clone::clone, documentation::documentation)
 }
 
 fn raise_exception(message: String) -> std::result::Result<Value, Error> {

@@ -7,7 +7,7 @@ use std::{fmt::Write as _, path::Path};
 
 use serde_json::{Map, Value};
 
-use crate::{Error, Result};
+use crate::{Error, Result, compatibility::list};
 
 /// A key of a configuration and what is done with it.
 #[derive(Debug, Clone, Copy)]
@@ -138,12 +138,9 @@ pub(crate) fn markdown(lists: Lists<'_>, out: &mut String) {
     let names = |wanted: fn(&Rule) -> bool| -> Vec<String> {
         keys.iter().filter(|key| wanted(&key.rule)).map(|key| format!("`{}`", key.name)).collect()
     };
-    paragraph(out, "Implemented", &names(|rule| matches!(rule, Rule::Used)));
-    paragraph(
-        out,
-        "Ignored, because no value changes the result",
-        &names(|rule| matches!(rule, Rule::Ignored)),
-    );
+    *out += &list("Implemented", &names(|rule| matches!(rule, Rule::Used)));
+    *out +=
+        &list("Ignored, because no value changes the result", &names(|rule| matches!(rule, Rule::Ignored)));
     let bounded: Vec<(&Key, &[&str], &str)> = keys
         .iter()
         .filter_map(|key| match key.rule {
@@ -162,29 +159,6 @@ pub(crate) fn markdown(lists: Lists<'_>, out: &mut String) {
         let _ = writeln!(out, "| `{}` | {} | {otherwise} | {} |", key.name, values.join(", "), key.why);
     }
     out.push('\n');
-}
-
-/// `title: a, b, c.` in lines of a readable length.
-fn paragraph(out: &mut String, title: &str, names: &[String]) {
-    const WIDTH: usize = 118;
-    if names.is_empty() {
-        return;
-    }
-    let mut line = format!("{title}:");
-    for (index, name) in names.iter().enumerate() {
-        let end = if index + 1 == names.len() { "." } else { "," };
-        if line.len() + name.len() + 2 > WIDTH {
-            out.push_str(&line);
-            out.push('\n');
-            line.clear();
-        } else {
-            line.push(' ');
-        }
-        line.push_str(name);
-        line.push_str(end);
-    }
-    out.push_str(&line);
-    out.push_str("\n\n");
 }
 
 #[cfg(test)]

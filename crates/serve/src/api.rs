@@ -7,6 +7,7 @@
 mod answer;
 mod body;
 mod fault;
+mod fields;
 mod guard;
 mod listen;
 mod log_probs;
@@ -48,6 +49,11 @@ use fault::Fault;
 use request::{Asked, DetokenizeRequest, Fields, Question, TokenizeRequest};
 
 pub use {guard::Access, listen::Connections};
+
+/// What of a request is implemented, ignored or refused, as Markdown for `docs/compatibility.md`.
+pub fn request_documentation() -> String {
+    request::documentation()
+}
 
 /// Requests that are made into tokens at a time: the work is the processor's and takes much memory for its text.
 const TOKENISING: usize = 2;

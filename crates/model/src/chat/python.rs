@@ -19,7 +19,7 @@ pub(super) fn strftime_now(format: &str) -> Result<String, Error> {
 }
 
 /// The directives of C's `strftime`, which Python hands its format to, but for those of a time zone.
-const DIRECTIVES: &str = "%aAbBcCdDeFgGhHIjklmMnpPrRsStTuUVwWxXyY";
+pub(super) const DIRECTIVES: &str = "%aAbBcCdDeFgGhHIjklmMnpPrRsStTuUVwWxXyY";
 
 /// Directives that are not known stay as they stand; those of a time zone are empty, as the time has none.
 fn strftime(format: &str, time: DateTime) -> Result<String, Error> {

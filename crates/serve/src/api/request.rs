@@ -1,7 +1,7 @@
 //! What can be asked, checked.
 //!
-//! One list of fields, [`Fields`], is all that a request may hold: OpenAI's, and vLLM's beside them. Each is honoured, or refused
-//! unless its value asks for nothing ([`Fields::refuse_unsupported`]); a field that is not in the list is refused.
+//! A request may hold OpenAI's fields, and vLLM's beside them: those of [`Fields`] are honoured, those of [`fields`] ignored or
+//! refused unless their value asks for nothing; a field that is in no list is refused.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -13,7 +13,7 @@ use mixse_model::{
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::{App, Fault, Form};
+use super::{App, Fault, Form, fields};
 use crate::prompt::{Ending, Prompt};
 
 /// Most stop strings of a request.
@@ -126,7 +126,7 @@ enum LogProbsField {
     Top(i64),
 }
 
-/// Everything that a request may hold.
+/// Everything that a request may hold and that is honoured.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Fields {
@@ -162,70 +162,20 @@ pub(super) struct Fields {
     top_logprobs: Option<i64>,
     echo: Option<bool>,
     experts: Option<bool>,
-    // What changes nothing in the answer.
-    #[serde(rename = "user")]
-    _user: Option<Value>,
-    #[serde(rename = "metadata")]
-    _metadata: Option<Value>,
-    #[serde(rename = "safety_identifier")]
-    _safety_identifier: Option<Value>,
-    #[serde(rename = "prompt_cache_key")]
-    _prompt_cache_key: Option<Value>,
-    #[serde(rename = "prompt_cache_retention")]
-    _prompt_cache_retention: Option<Value>,
-    #[serde(rename = "request_id")]
-    _request_id: Option<Value>,
-    #[serde(rename = "parallel_tool_calls")]
-    _parallel_tool_calls: Option<Value>,
-    // What is not there.
-    store: Option<Value>,
-    service_tier: Option<Value>,
-    suffix: Option<Value>,
-    response_format: Option<Value>,
-    tools: Option<Value>,
-    tool_choice: Option<Value>,
-    functions: Option<Value>,
-    function_call: Option<Value>,
-    modalities: Option<Value>,
-    audio: Option<Value>,
-    prediction: Option<Value>,
-    reasoning_effort: Option<Value>,
-    verbosity: Option<Value>,
-    web_search_options: Option<Value>,
-    length_penalty: Option<Value>,
-    use_beam_search: Option<Value>,
-    include_stop_str_in_output: Option<Value>,
-    skip_special_tokens: Option<Value>,
-    spaces_between_special_tokens: Option<Value>,
-    truncate_prompt_tokens: Option<Value>,
-    prompt_logprobs: Option<Value>,
-    allowed_token_ids: Option<Value>,
-    bad_words: Option<Value>,
-    add_special_tokens: Option<Value>,
-    chat_template: Option<Value>,
-    chat_template_kwargs: Option<Value>,
-    documents: Option<Value>,
-    priority: Option<Value>,
-    guided_json: Option<Value>,
-    guided_regex: Option<Value>,
-    guided_choice: Option<Value>,
-    guided_grammar: Option<Value>,
-    structured_outputs: Option<Value>,
-    logits_processors: Option<Value>,
-    mm_processor_kwargs: Option<Value>,
-    return_token_ids: Option<Value>,
 }
 
 impl Fields {
     /// The fields of a body. A field that is null is as good as left out, whatever it is called.
-    pub(super) fn read(mut body: Map<String, Value>) -> Result<Self, Fault> {
-        body.retain(|_, value| !value.is_null());
-        read(body)
+    pub(super) fn read(body: Map<String, Value>) -> Result<Self, Fault> {
+        read(fields::settle(body)?)
     }
 
     /// `seed` is taken where the request has none.
     pub(super) fn question(self, app: &App, form: Form, seed: u64) -> Result<Question, Fault> {
-        self.refuse_unsupported()?;
+        if self.stream_options.is_some_and(|options| options.continuous_usage_stats) {
+            let message = "continuous_usage_stats is not supported; leave it out";
+            return Err(Fault::key("stream_options", message));
+        }
         self.refuse_foreign(form)?;
         let variant = variant(app, self.model.as_deref())?;
         let tokenizer = &app.model.checkpoint.tokenizer;
@@ -499,78 +449,6 @@ impl Fields {
             None => Ok(()),
         }
     }
-
-    /// What would change the answer and is not there is refused rather than passed over.
-    fn refuse_unsupported(&self) -> Result<(), Fault> {
-        let is = |wanted: &'static [&'static str]| {
-            move |value: &Value| value.as_str().is_some_and(|value| wanted.contains(&value))
-        };
-        let empty = |value: &Value| match value {
-            Value::Array(list) => list.is_empty(),
-            Value::Object(object) => object.is_empty(),
-            Value::String(text) => text.is_empty(),
-            other => *other == Value::Bool(false),
-        };
-        let text = |value: &Value| {
-            value.as_object().is_some_and(|object| object.len() == 1 && value["type"] == "text")
-        };
-        let number = |wanted: f64| move |value: &Value| value.as_f64() == Some(wanted);
-        let truth = |wanted: bool| move |value: &Value| value.as_bool() == Some(wanted);
-        let any_truth = Value::is_boolean;
-        type Neutral<'a> = &'a dyn Fn(&Value) -> bool;
-        let fields: [(&'static str, &Option<Value>, Neutral<'_>); 36] = [
-            ("store", &self.store, &empty),
-            ("service_tier", &self.service_tier, &is(&["auto", "default"])),
-            ("suffix", &self.suffix, &empty),
-            ("response_format", &self.response_format, &text),
-            ("tools", &self.tools, &empty),
-            ("tool_choice", &self.tool_choice, &is(&["none", "auto"])),
-            ("functions", &self.functions, &empty),
-            ("function_call", &self.function_call, &is(&["none", "auto"])),
-            ("modalities", &self.modalities, &|value| *value == serde_json::json!(["text"])),
-            ("audio", &self.audio, &empty),
-            ("prediction", &self.prediction, &empty),
-            ("reasoning_effort", &self.reasoning_effort, &is(&["none"])),
-            ("verbosity", &self.verbosity, &is(&["medium"])),
-            ("web_search_options", &self.web_search_options, &|_| false),
-            ("length_penalty", &self.length_penalty, &number(1.0)),
-            ("use_beam_search", &self.use_beam_search, &empty),
-            ("include_stop_str_in_output", &self.include_stop_str_in_output, &empty),
-            ("skip_special_tokens", &self.skip_special_tokens, &truth(true)),
-            ("spaces_between_special_tokens", &self.spaces_between_special_tokens, &any_truth),
-            ("truncate_prompt_tokens", &self.truncate_prompt_tokens, &empty),
-            ("prompt_logprobs", &self.prompt_logprobs, &empty),
-            ("allowed_token_ids", &self.allowed_token_ids, &|_| false),
-            ("bad_words", &self.bad_words, &empty),
-            ("add_special_tokens", &self.add_special_tokens, &|value| {
-                *value == Value::Bool(self.messages.is_none())
-            }),
-            ("chat_template", &self.chat_template, &|_| false),
-            ("chat_template_kwargs", &self.chat_template_kwargs, &empty),
-            ("documents", &self.documents, &empty),
-            ("priority", &self.priority, &number(0.0)),
-            ("guided_json", &self.guided_json, &|_| false),
-            ("guided_regex", &self.guided_regex, &|_| false),
-            ("guided_choice", &self.guided_choice, &|_| false),
-            ("guided_grammar", &self.guided_grammar, &|_| false),
-            ("structured_outputs", &self.structured_outputs, &|_| false),
-            ("logits_processors", &self.logits_processors, &empty),
-            ("mm_processor_kwargs", &self.mm_processor_kwargs, &empty),
-            ("return_token_ids", &self.return_token_ids, &empty),
-        ];
-        for (key, value, neutral) in fields {
-            if value.as_ref().is_some_and(|value| !neutral(value)) {
-                return Err(Fault::key(key, "is not supported; leave it out"));
-            }
-        }
-        if self.stream_options.is_some_and(|options| options.continuous_usage_stats) {
-            return Err(Fault::key(
-                "stream_options",
-                "continuous_usage_stats is not supported; leave it out",
-            ));
-        }
-        Ok(())
-    }
 }
 
 /// An object as a typed one; faults name the field.
@@ -736,4 +614,13 @@ impl DetokenizeRequest {
         }
         Ok(tokenizer.decode_spelled(&self.tokens).map_err(crate::Error::from)?)
     }
+}
+
+/// What of a request is implemented, ignored or refused, as Markdown for `docs/compatibility.md`.
+pub(super) fn documentation() -> String {
+    // The list of [`Fields`] is what serde says was expected in place of a field that is not there.
+    let unknown = Map::from_iter([(String::new(), Value::Null)]);
+    let expected = serde_json::from_value::<Fields>(Value::Object(unknown)).err().map(|e| e.to_string());
+    let names = expected.iter().flat_map(|message| message.split('`').skip(1).step_by(2));
+    fields::documentation(&names.filter(|name| !name.is_empty()).map(str::to_owned).collect::<Vec<_>>())
 }
