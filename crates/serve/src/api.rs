@@ -97,8 +97,13 @@ struct Server {
 
 type Shared = State<Arc<Server>>;
 
-/// All routes, for those who have [`Access`].
-fn router(app: App, access: Access, stopped: watch::Receiver<bool>) -> Router {
+/// All routes, for those who have [`Access`], to be answered without a listener.
+pub fn router(app: App, access: Access) -> Router {
+    // Nobody asks it to stop.
+    stoppable_router(app, access, watch::channel(false).1)
+}
+
+fn stoppable_router(app: App, access: Access, stopped: watch::Receiver<bool>) -> Router {
     let server = Server {
         app,
         started: seconds_now(),
@@ -143,7 +148,7 @@ pub async fn serve(
     let listener = TcpListener::bind(address).await.map_err(fault)?;
     ready(listener.local_addr().map_err(fault)?);
     let (stopping, stopped) = watch::channel(false);
-    listen::listen(listener, router(app, access, stopped), connections, stopping, stop).await;
+    listen::listen(listener, stoppable_router(app, access, stopped), connections, stopping, stop).await;
     Ok(())
 }
 
