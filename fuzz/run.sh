@@ -16,7 +16,7 @@ export RUSTC_BOOTSTRAP=1
 # Inputs are read as files: not from a disk.
 [ -w /dev/shm ] && export TMPDIR=/dev/shm
 
-cargo run -q -p mixse-fuzz --bin seeds -- fuzz/corpus || exit 1
+cargo build -q --workspace --bin seeds && target/debug/seeds fuzz/corpus || exit 1
 cargo fuzz build --sanitizer none || exit 1
 failed=0
 for name in "${names[@]}"; do
