@@ -3,6 +3,7 @@
 
 use mixse_selfmoe::{
     answer::{choice, code, number, text},
+    execute::Program,
     record::{Answer, Example},
 };
 
@@ -16,12 +17,12 @@ pub enum Verdict {
         /// It is the right one.
         correct: bool,
     },
-    /// Right if this program runs to its end.
+    /// Right if this program passes its tests.
     Run {
         /// The code that was found in the response.
         extracted: String,
         /// That code and the item's tests.
-        program: String,
+        program: Program,
     },
 }
 
@@ -48,7 +49,7 @@ pub fn judge(item: &Example, response: &str) -> Verdict {
         Some(Answer::Code { entry_point, tests }) => {
             match code::extract(response, entry_point, &item.input) {
                 Some(extracted) => {
-                    let program = format!("{extracted}\n\n{}\n", tests.join("\n"));
+                    let program = Program { code: extracted.clone(), tests: tests.join("\n") + "\n" };
                     Verdict::Run { extracted, program }
                 }
                 None => Verdict::Decided { extracted: None, correct: false },
@@ -90,7 +91,7 @@ mod tests {
         check(&text, "It is long. The answer is Nile.", true);
         let code = item("", Answer::Code { entry_point: "f".into(), tests: vec!["assert f() == 1".into()] });
         check(&code, "I do not know.", false);
-        let program = "def f():\n    return 1\n\nassert f() == 1\n".to_string();
+        let program = Program { code: "def f():\n    return 1".into(), tests: "assert f() == 1\n".into() };
         assert_eq!(
             judge(&code, "```python\ndef f():\n    return 1\n```"),
             Verdict::Run { extracted: "def f():\n    return 1".into(), program }

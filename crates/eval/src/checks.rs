@@ -6,14 +6,17 @@
 use std::{collections::HashMap, ops::ControlFlow, path::Path};
 
 use mixse_model::language::{Completion, Finish, LanguageModel, Request};
-use mixse_selfmoe::record::{Answer, Example};
+use mixse_selfmoe::{
+    answer,
+    record::{Answer, Example},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     Error, Result,
     answers::{self, Verdict},
     rows,
-    sandbox::{Outcome, Sandbox},
+    sandbox::{self, Outcome, Sandbox},
     stats::{Interval, wilson},
 };
 
@@ -121,7 +124,9 @@ pub struct CheckSet<'a> {
 impl CheckSet<'_> {
     fn key(&self, item: &Example) -> Result<String> {
         let text = serde_json::to_string(item).map_err(|e| Error::Invalid(format!("{}: {e}", item.id)))?;
-        Ok(rows::key(&[self.settings, &text]))
+        // What the response says and what its code does may come to be judged otherwise.
+        let judging = format!("answers {}, programs {}", answer::VERSION, sandbox::VERSION);
+        Ok(rows::key(&[self.settings, &text, &judging]))
     }
 
     fn can_ask(&self, item: &Example) -> bool {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use mixse_eval::{
-    sandbox::{Launcher, Limits, Policy, Sandbox},
+    sandbox::{Launcher, Limits, Policy, Program, Sandbox},
     tasks::{
         run::{Settings, load},
         task::{Gold, Item},
@@ -45,16 +45,16 @@ fn text(item: &Item, key: &str) -> String {
 }
 
 /// The programs' verdicts: whether each ran to its end.
-fn in_sandbox(sandbox: &Sandbox, programs: &[String]) -> Vec<bool> {
+fn in_sandbox(sandbox: &Sandbox, programs: &[Program]) -> Vec<bool> {
     let mut passed = vec![false; programs.len()];
     sandbox.run_all(programs, |i, outcome| passed[i] = outcome.passed()).unwrap();
     passed
 }
 
-fn in_plain_python(sandbox: &Sandbox, program: &str) -> bool {
+fn in_plain_python(sandbox: &Sandbox, program: &Program) -> bool {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("program.py");
-    fs::write(&file, program).unwrap();
+    fs::write(&file, format!("{}\n{}", program.code, program.tests)).unwrap();
     let python = &sandbox.python().executable;
     let status = Command::new(python).arg(&file).stdin(Stdio::null()).stderr(Stdio::null()).status();
     status.unwrap().success()
@@ -62,28 +62,29 @@ fn in_plain_python(sandbox: &Sandbox, program: &str) -> bool {
 
 fn check(task: &str, solution: impl Fn(&Item) -> String) {
     let (Some(sandbox), Some(rows)) = (sandbox(), solutions(task, solution)) else { return };
-    let whole: Vec<String> = rows.iter().map(|(code, tests)| format!("{code}\n{tests}")).collect();
+    let program = |code: &str, tests: &str| Program { code: code.to_owned(), tests: tests.to_owned() };
+    let whole: Vec<Program> = rows.iter().map(|(code, tests)| program(code, tests)).collect();
     // A few rows need definitions that only a field beside the tests holds, which the usual graders leave out as we do.
     let verdicts = in_sandbox(&sandbox, &whole);
-    let failed: Vec<&String> =
+    let failed: Vec<&Program> =
         whole.iter().zip(verdicts).filter(|(_, passed)| !passed).map(|(p, _)| p).collect();
     for program in &failed {
-        assert!(!in_plain_python(&sandbox, program), "{task}: only the sandbox refuses {program}");
+        assert!(!in_plain_python(&sandbox, program), "{task}: only the sandbox refuses {program:?}");
     }
     assert!(failed.len() * 100 <= whole.len(), "{task}: {} of {} references fail", failed.len(), whole.len());
 
     // Broken ones: no answer, and only the first half of the code. Every eighth row is enough to see both verdicts often.
-    let broken: Vec<String> = rows
+    let broken: Vec<Program> = rows
         .iter()
         .step_by(8)
         .flat_map(|(code, tests)| {
             let half: String = code.chars().take(code.chars().count() / 2).collect();
-            [format!("{code}\n{ANSWERS_NOTHING}\n{tests}"), format!("{half}\n{tests}")]
+            [program(&format!("{code}\n{ANSWERS_NOTHING}"), tests), program(&half, tests)]
         })
         .collect();
     let verdicts = in_sandbox(&sandbox, &broken);
     for (program, passed) in broken.iter().zip(&verdicts) {
-        assert_eq!(*passed, in_plain_python(&sandbox, program), "{task}: {program}");
+        assert_eq!(*passed, in_plain_python(&sandbox, program), "{task}: {program:?}");
     }
     let failing = verdicts.iter().filter(|passed| !**passed).count();
     assert!(failing > broken.len() / 2, "{task}: {failing} of {} broken programs fail", broken.len());

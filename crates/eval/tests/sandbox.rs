@@ -13,7 +13,7 @@ use std::{
     time::Instant,
 };
 
-use mixse_eval::sandbox::{Defence, Launcher, Limits, Outcome, Policy, Python, Sandbox, Support};
+use mixse_eval::sandbox::{Defence, Launcher, Limits, Outcome, Policy, Program, Python, Sandbox, Support};
 
 const LAUNCHER: &str = env!("CARGO_BIN_EXE_mixse-sandbox-child");
 
@@ -41,7 +41,8 @@ fn sandbox(change: impl FnOnce(&mut Limits)) -> Option<Sandbox> {
 
 fn run_all(sandbox: &Sandbox, programs: &[String]) -> Vec<Outcome> {
     let mut outcomes = vec![None; programs.len()];
-    sandbox.run_all(programs, |i, outcome| outcomes[i] = Some(outcome)).unwrap();
+    let programs: Vec<Program> = programs.iter().map(|code| Program::without_tests(code)).collect();
+    sandbox.run_all(&programs, |i, outcome| outcomes[i] = Some(outcome)).unwrap();
     outcomes.into_iter().map(Option::unwrap).collect()
 }
 
@@ -287,7 +288,7 @@ fn no_hostile_program_succeeds_or_disturbs_the_next() {
         have.other_user == Support::Available || (have.namespaces == Support::Available && !is_root());
     let unstopped = if counted { &[] } else { THREADS };
     assert!(succeeded.iter().all(|name| unstopped.contains(name)), "{succeeded:?}");
-    assert_eq!(sandbox.run("assert 1 + 1 == 2").unwrap(), Outcome::Passed);
+    assert_eq!(sandbox.run(&Program::without_tests("assert 1 + 1 == 2")).unwrap(), Outcome::Passed);
 }
 
 fn is_root() -> bool {
@@ -314,7 +315,7 @@ fn without(off: &[Defence], change: impl FnOnce(&mut Limits)) -> Option<Sandbox>
     let mut together = HONEST.to_vec();
     together.reverse();
     let program = format!("for program in {}:\n    exec(program, {{}})", serde_json::json!(together));
-    assert_eq!(sandbox.run(&program).unwrap(), Outcome::Passed, "without {off:?}");
+    assert_eq!(sandbox.run(&Program::without_tests(&program)).unwrap(), Outcome::Passed, "without {off:?}");
     Some(sandbox)
 }
 
@@ -407,7 +408,10 @@ fn a_directory_on_a_shared_disk_is_kept_small() {
 fn the_time_limit_holds_and_leaves_nothing_behind() {
     let Some(sandbox) = sandbox(|l| l.wall_seconds = 1) else { return };
     let started = Instant::now();
-    assert_eq!(sandbox.run("import time\ntime.sleep(60)").unwrap(), Outcome::TimedOut);
+    assert_eq!(
+        sandbox.run(&Program::without_tests("import time\ntime.sleep(60)")).unwrap(),
+        Outcome::TimedOut
+    );
     assert!(started.elapsed().as_secs() < 4, "{:?}", started.elapsed());
 }
 

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use crate::{
     domain::Domain,
     error::{Error, Result},
+    execute::Program,
     filter::{Reason, ResponseFilter},
     follow_up::{Written, task_text},
     record::SyntheticRow,
@@ -136,10 +137,10 @@ pub fn balanced(rows: Vec<SyntheticRow>) -> Vec<SyntheticRow> {
 /// Those of `run`.
 pub fn by_execution<E>(
     assembly: Assembly,
-    run: impl Fn(&[String]) -> std::result::Result<Vec<Option<String>>, E>,
+    run: impl Fn(&[Program]) -> std::result::Result<Vec<Option<String>>, E>,
 ) -> std::result::Result<Assembly, E> {
     let Assembly { rows, rejected, funnel } = assembly;
-    let programs: Vec<String> = rows.iter().map(|row| row.output.clone()).collect();
+    let programs: Vec<Program> = rows.iter().map(|row| Program::without_tests(&row.output)).collect();
     let failures = run(&programs)?;
     let mut kept = Assembly { rows: Vec::with_capacity(rows.len()), rejected, funnel };
     for (mut row, failure) in rows.into_iter().zip(failures) {
@@ -291,8 +292,8 @@ pub(crate) mod tests {
     fn code_that_fails_goes() {
         let rows = vec![row("good", "x = 1", None), row("bad", "x = y", None)];
         let assembly = Assembly { rows, ..Assembly::default() };
-        let run = |programs: &[String]| -> std::result::Result<_, ()> {
-            Ok(programs.iter().map(|p| p.contains('y').then(|| "NameError".to_owned())).collect())
+        let run = |programs: &[Program]| -> std::result::Result<_, ()> {
+            Ok(programs.iter().map(|p| p.code.contains('y').then(|| "NameError".to_owned())).collect())
         };
         let found = by_execution(assembly, run).unwrap();
         assert_eq!((found.rows[0].id.as_str(), found.rows[0].checks.executed), ("good", Some(true)));

@@ -20,6 +20,23 @@ use crate::{
     select::Assembly,
 };
 
+/// Code that somebody else wrote, and what is asked of it. Where programs run, the two are kept apart: what the tests say is not for
+/// the code to decide.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Program {
+    /// The code, which is run to its end first.
+    pub code: String,
+    /// Statements that use what the code defines; it passes if their last line is reached. Empty: it is only run.
+    pub tests: String,
+}
+
+impl Program {
+    /// Code that is only run.
+    pub fn without_tests(code: &str) -> Self {
+        Self { code: code.to_owned(), tests: String::new() }
+    }
+}
+
 /// What confirmed that a row's code does what is asked.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "by")]
@@ -171,7 +188,7 @@ pub fn by_tests<E: From<Error>>(
     domain: &Domain,
     assembly: Assembly,
     evidence: Evidence<'_>,
-    run: impl Fn(&[String]) -> std::result::Result<Vec<Option<String>>, E>,
+    run: impl Fn(&[Program]) -> std::result::Result<Vec<Option<String>>, E>,
 ) -> std::result::Result<Assembly, E> {
     let Assembly { rows, rejected, funnel } = assembly;
     let mut kept = Assembly { rows: Vec::with_capacity(rows.len()), rejected, funnel };
@@ -229,11 +246,11 @@ fn candidate(
 fn judge<E>(
     candidate: &Candidate,
     evidence: Evidence<'_>,
-    run: &impl Fn(&[String]) -> std::result::Result<Vec<Option<String>>, E>,
+    run: &impl Fn(&[Program]) -> std::result::Result<Vec<Option<String>>, E>,
 ) -> std::result::Result<std::result::Result<Confirmation, (Reason, String)>, E> {
     let own = &candidate.row.output;
-    let with = |code: &str, test: &String| format!("{code}\n\n{test}\n");
-    let mut programs = vec![own.clone()];
+    let with = |code: &str, test: &String| Program { code: code.to_owned(), tests: format!("{test}\n") };
+    let mut programs = vec![Program::without_tests(own)];
     let stub = |test: &String| {
         with(&format!("def {}(*arguments, **named):\n    return None", candidate.function), test)
     };
@@ -249,7 +266,7 @@ fn judge<E>(
     // A test that the code fails refutes it only if another solution passes it.
     let others = candidate.others.len();
     let tried = failed.iter().flat_map(|&i| candidate.others.iter().map(move |other| (i, other)));
-    let programs: Vec<String> = tried.map(|(i, other)| with(other, &candidate.tests[i])).collect();
+    let programs: Vec<Program> = tried.map(|(i, other)| with(other, &candidate.tests[i])).collect();
     let failures = run(&programs)?;
     let refuting = failures.chunks(others.max(1)).filter(|test| test.iter().any(Option::is_none)).count();
     match (passed.len(), refuting) {
@@ -262,7 +279,7 @@ fn judge<E>(
     if candidate.calls.is_empty() {
         return Ok(Err((Reason::Unconfirmed, "no test calls the function".to_owned())));
     }
-    let programs: Vec<String> =
+    let programs: Vec<Program> =
         candidate.others.iter().map(|other| comparison(own, other, &candidate.calls)).collect();
     let agreeing = run(&programs)?.iter().filter(|failure| failure.is_none()).count();
     let samples = evidence.samples;
@@ -273,32 +290,35 @@ fn judge<E>(
     Ok(Err((Reason::Unconfirmed, format!("no usable test, and {agreeing} of {samples} solutions agree"))))
 }
 
-/// A program that ends normally if two solutions return the same for every call, and something for at least one.
-fn comparison(own: &str, other: &str, calls: &[String]) -> String {
+/// A program whose tests pass if two solutions return the same for every call, and something for at least one.
+fn comparison(own: &str, other: &str, calls: &[String]) -> Program {
     // JSON's strings are strings of Python too.
     let text = |value: &str| serde_json::Value::from(value).to_string();
     let calls: Vec<String> = calls.iter().map(|call| text(call)).collect();
-    format!(
-        "def outcome(code, call):
+    let code = format!(
+        "def outcome(solution, call):
     space = {{}}
     try:
-        exec(code, space)
+        exec([{}, {}][solution], space)
         value = eval(call, space)
         return (type(value).__name__, value)
     except Exception as error:
         return ('error', type(error).__name__)
-
-told = 0
+",
+        text(own),
+        text(other),
+    );
+    let tests = format!(
+        "told = 0
 for call in [{}]:
-    first, second = (outcome(code, call) for code in [{}, {}])
+    first, second = outcome(0, call), outcome(1, call)
     assert first == second, call
     told += first[0] not in ('error', 'NoneType')
 assert told > 0, 'nothing is returned'
 ",
         calls.join(", "),
-        text(own),
-        text(other),
-    )
+    );
+    Program { code, tests }
 }
 
 #[cfg(test)]
@@ -343,7 +363,7 @@ mod tests {
         output: &str,
         tests: &str,
         samples: &[&str],
-        passes: impl Fn(&str) -> bool,
+        passes: impl Fn(&Program) -> bool,
     ) -> std::result::Result<SyntheticRow, (Reason, String)> {
         let domain = built_in("coding").unwrap().unwrap();
         let mut row = row("a", output, None);
@@ -353,7 +373,7 @@ mod tests {
         let evidence =
             Evidence { tests: &written, sampled: &sampled, samples: samples.len(), min_agreement: 0.5 };
         let assembly = Assembly { rows: vec![row], ..Assembly::default() };
-        let run = |programs: &[String]| -> Result<Vec<Option<String>>> {
+        let run = |programs: &[Program]| -> Result<Vec<Option<String>>> {
             Ok(programs.iter().map(|p| (!passes(p)).then(|| "AssertionError".to_owned())).collect())
         };
         let mut found = by_tests(&domain, assembly, evidence, run).unwrap();
@@ -369,20 +389,19 @@ mod tests {
     const TESTS: &str = "assert double(3) == 6\nassert double(4) == 9\nassert double(1) is None";
 
     /// Judges the programs of these tests as Python would.
-    fn python(program: &str) -> bool {
-        let code = |code: &str| program.starts_with(code);
+    fn python(program: &Program) -> bool {
         let agree = |a: &str, b: &str| {
             let text = |code: &str| serde_json::Value::from(code).to_string();
-            program.contains(&format!("[{}, {}]", text(a), text(b)))
+            program.code.contains(&format!("[{}, {}]", text(a), text(b)))
         };
-        if program.contains("def outcome") {
+        if program.code.contains("def outcome") {
             return agree(GOOD, SAME) || agree(GOOD, GOOD);
         }
-        let stub = program.contains("*arguments");
-        match program.rsplit_once("assert ") {
-            None => true,
-            Some((_, "double(3) == 6\n")) => !stub && !code(WRONG),
-            Some((_, "double(1) is None\n")) => stub,
+        let stub = program.code.contains("*arguments");
+        match program.tests.strip_prefix("assert ") {
+            None => program.tests.is_empty(),
+            Some("double(3) == 6\n") => !stub && program.code != WRONG,
+            Some("double(1) is None\n") => stub,
             Some(_) => false,
         }
     }

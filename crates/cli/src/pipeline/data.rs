@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, bail};
 use mixse_eval::{
     checks::Shard,
-    sandbox::{Outcome, Sandbox},
+    sandbox::{Outcome, Program, Sandbox},
 };
 use mixse_model::{mixture::Mixture, tokenizer::Bos};
 use mixse_selfmoe::{
@@ -385,7 +385,7 @@ impl Pipeline {
         }
         if self.executes(domain) {
             let sandbox = open_sandbox().context("generation.verify asks to run code")?;
-            let run = |programs: &[String]| run_programs(&sandbox, programs);
+            let run = |programs: &[Program]| run_programs(&sandbox, programs);
             assembly = if self.tests(domain) {
                 let tests: Vec<Written> =
                     self.read_shards(work, &files::main(), |k| files::tests(name, k))?;
@@ -424,7 +424,7 @@ impl Pipeline {
 }
 
 /// Says of each program why it did not run to its end.
-fn run_programs(sandbox: &Sandbox, programs: &[String]) -> anyhow::Result<Vec<Option<String>>> {
+fn run_programs(sandbox: &Sandbox, programs: &[Program]) -> anyhow::Result<Vec<Option<String>>> {
     let mut failures = vec![None; programs.len()];
     sandbox.run_all(programs, |index, outcome| {
         failures[index] = (outcome != Outcome::Passed).then(|| outcome.describe());

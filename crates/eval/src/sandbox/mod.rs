@@ -8,6 +8,9 @@
 //! mixse ── watcher (new namespaces, private root, time limit) ── interpreter (other user, limits, Landlock, seccomp)
 //! ```
 //!
+//! Each program gets two of these: one runs its code, the other its tests. What passes between them is data, carried by our own
+//! process.
+//!
 //! | defence | what it takes away | without it |
 //! |---|---|---|
 //! | namespaces | files, network, other processes: a root of its own with the system read-only and a bounded empty directory; the kernel ends every process of the namespace with the first one | Landlock and seccomp do the same, but show which files there are; the watcher keeps the directory small |
@@ -30,9 +33,13 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use child::child_main;
+pub use mixse_selfmoe::execute::Program;
 pub use python::Python;
 
 use crate::{Error, Result};
+
+/// Raised when the same program may get another verdict than before; kept verdicts name it.
+pub const VERSION: u32 = 2;
 
 /// What a program may use.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -172,7 +179,7 @@ impl Capabilities {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "outcome")]
 pub enum Outcome {
-    /// It ran to its last line.
+    /// It ran to its last line, and so did its tests.
     Passed,
     /// An exception, an early exit or a signal ended it.
     Failed {
@@ -249,7 +256,8 @@ impl Sandbox {
         // Whether it starts is asked here, not how fast: the limit may be short and the machine busy.
         let wall_seconds = self.limits.wall_seconds.max(Limits::default().wall_seconds);
         let limits = Limits { wall_seconds, ..self.limits.clone() };
-        match run::run(&self.launcher, &limits, &self.python, self.capabilities.defences(), "")? {
+        let nothing = Program::without_tests("");
+        match run::run(&self.launcher, &limits, &self.python, self.capabilities.defences(), &nothing)? {
             Outcome::Passed => Ok(self),
             other => Err(Error::Sandbox(format!("an empty program does not run: {}", other.describe()))),
         }
@@ -265,7 +273,8 @@ impl Sandbox {
             if off.contains(&defence) {
                 return Support::Missing("switched off".into());
             }
-            match run::run(launcher, &Limits::default(), python, defences, program) {
+            let program = Program::without_tests(program);
+            match run::run(launcher, &Limits::default(), python, defences, &program) {
                 Ok(Outcome::Passed) => Support::Available,
                 Ok(other) => Support::Missing(other.describe()),
                 Err(e) => Support::Missing(e.to_string()),
@@ -291,14 +300,16 @@ impl Sandbox {
         }
     }
 
-    /// Runs a program in an empty directory of its own.
+    /// Runs a program in an empty directory of its own, then its tests in another interpreter with another one.
     ///
-    /// The program's globals are empty and it is not `__main__`, as in the usual graders of generated code. It passes
-    /// if its last line is reached: `exit(0)` before that is a failure.
+    /// The program's globals are empty and it is not `__main__`, as in the usual graders of generated code; its standard input is
+    /// empty. It passes if its own last line and that of the tests are reached. The tests see what the program defines as names: a
+    /// call of a function goes to the program and its value comes back as plain data, of Python's own types. So a program cannot
+    /// decide how values compare, what the tests do or what they say; it can only answer.
     ///
     /// # Errors
     /// The launcher failed; what the program does is an [`Outcome`].
-    pub fn run(&self, program: &str) -> Result<Outcome> {
+    pub fn run(&self, program: &Program) -> Result<Outcome> {
         run::run(&self.launcher, &self.limits, &self.python, self.capabilities.defences(), program)
     }
 
@@ -306,7 +317,7 @@ impl Sandbox {
     ///
     /// # Errors
     /// As [`Sandbox::run`]; the first error ends the work.
-    pub fn run_all(&self, programs: &[String], mut done: impl FnMut(usize, Outcome)) -> Result<()> {
+    pub fn run_all(&self, programs: &[Program], mut done: impl FnMut(usize, Outcome)) -> Result<()> {
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(programs.len());
         let next = std::sync::atomic::AtomicUsize::new(0);
         let (sender, results) = std::sync::mpsc::channel();

@@ -8,7 +8,10 @@ use super::{
     run::{Argument, Attempts, Sample},
     task::{CodeMetric, Generate, Gold, Judge, Kind, Task},
 };
-use crate::{Error, Result, sandbox::Sandbox};
+use crate::{
+    Error, Result,
+    sandbox::{Program, Sandbox},
+};
 
 /// Whether the task needs a sandbox.
 pub(super) fn runs_code(task: &Task) -> bool {
@@ -129,10 +132,12 @@ fn executed(
         Gold::Tests(tests) => tests.clone(),
         _ => String::new(),
     };
-    let programs: Vec<String> = asked
+    let programs: Vec<Program> = asked
         .iter()
         .zip(&answers)
-        .flat_map(|(a, answers)| answers.iter().map(move |code| format!("{code}\n{}", tests(a))))
+        .flat_map(|(a, answers)| {
+            answers.iter().map(move |code| Program { code: code.clone(), tests: tests(a) })
+        })
         .collect();
     let mut passed = vec![false; programs.len()];
     sandbox.run_all(&programs, |i, outcome| passed[i] = outcome.passed())?;
