@@ -1,5 +1,5 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+libfuzzer_sys::fuzz_target!(init: mixse_fuzz::abort_on_panics(), |data: &[u8]| {
     (mixse_fuzz::input("rows").run)(data);
 });
