@@ -126,7 +126,8 @@ pub fn compare_paired(first: &[f64], second: &[f64]) -> Option<Difference> {
 /// 95 % interval for the mean of paired differences between -1 and 1, from Student's distribution after one gained and one lost
 /// item are added. For right and wrong answers this is the interval of Bonett and Price (2012) with Student's quantile: with few
 /// items, or few that differ, plain standard errors and bootstraps are too short, as what did not happen among them
-/// has no variance. `coverage_of_the_interval` in the tests counts how often it holds the truth.
+/// has no variance. It holds the truth in 94.3 % of the tries or more where 5 to 240 items were simulated
+/// (`coverage_of_the_interval` in the tests).
 pub fn difference_interval(deltas: &[f64]) -> Interval {
     let n = deltas.len() as f64 + 2.0;
     let mean = deltas.iter().sum::<f64>() / n;
@@ -411,11 +412,13 @@ mod tests {
     /// How often the interval holds the true difference, and how often the test finds one where there is none, for items that are
     /// gained and lost with given chances, in `seeds` seeds that are right together with chance `alike`.
     fn simulate(items: usize, gained: f64, lost: f64, seeds: usize, alike: f64) -> (f64, f64) {
-        const TRIES: usize = 4000;
+        // The test takes longer, and has to be told less closely.
+        const TRIES: usize = 40_000;
+        const TESTED: usize = 4000;
         let mut random = SplitMix(items as u64 + seeds as u64);
         let mut unit = move || random.next() as f64 / u64::MAX as f64;
         let (mut held, mut found) = (0, 0);
-        for _ in 0..TRIES {
+        for attempt in 0..TRIES {
             let mut delta = || {
                 let draw = |u: f64| {
                     if u < gained {
@@ -434,14 +437,15 @@ mod tests {
             let interval = difference_interval(&deltas);
             let truth = gained - lost;
             held += usize::from(interval.low <= truth && truth <= interval.high);
-            found += usize::from(permutation(&deltas).0 < LEVEL);
+            found += usize::from(attempt < TESTED && permutation(&deltas).0 < LEVEL);
         }
-        (held as f64 / TRIES as f64, found as f64 / TRIES as f64)
+        (held as f64 / TRIES as f64, found as f64 / TESTED as f64)
     }
 
     #[test]
     fn coverage_of_the_interval() {
-        // 4000 tries tell 95 % to ± 0.7 points (two standard errors).
+        // 40,000 tries tell 95 % to ± 0.2 points (two standard errors), 4000 tell 5 % to ± 0.7. The least of these cases is 94.3 %,
+        // 240 items of which a tenth is gained and none lost.
         for items in [5, 12, 30, 60, 240] {
             for (gained, lost) in [
                 (0.0, 0.0),
@@ -459,7 +463,7 @@ mod tests {
                         "{items} items, {gained} gained, {lost} lost, {seeds} seeds: {held}, {found}"
                     );
                     println!("{case}");
-                    assert!(held > 0.935, "{case}");
+                    assert!(held > 0.94, "{case}");
                     assert!(gained != lost || found < LEVEL + 0.007, "{case}");
                 }
             }
