@@ -202,6 +202,14 @@ impl Tokenizer {
         self.template.is_some()
     }
 
+    /// The chat template as the model has it, whether it can be used or not.
+    pub fn chat_template(&self) -> Option<&str> {
+        self.template.as_ref().map(|template| match template {
+            Ok(template) => template.source(),
+            Err(unusable) => unusable.source.as_str(),
+        })
+    }
+
     /// Refuses a model whose chat template is missing or cannot be used.
     ///
     /// # Errors

@@ -6,6 +6,7 @@
 
 mod answer;
 mod body;
+mod embeddings;
 mod fault;
 mod fields;
 mod guard;
@@ -45,6 +46,7 @@ use crate::{
     prompt::Prompter,
 };
 use answer::{Answer, Choice, Form};
+use embeddings::EmbeddingRequest;
 use fault::Fault;
 use request::{Asked, DetokenizeRequest, Fields, Question, TokenizeRequest};
 
@@ -91,6 +93,7 @@ struct Server {
     random: RandomState,
     requests: AtomicU64,
     tokenising: Semaphore,
+    embedding: Semaphore,
     /// True when the server is asked to stop.
     stopped: watch::Receiver<bool>,
 }
@@ -110,6 +113,7 @@ fn stoppable_router(app: App, access: Access, stopped: watch::Receiver<bool>) ->
         random: RandomState::new(),
         requests: AtomicU64::new(0),
         tokenising: Semaphore::new(TOKENISING),
+        embedding: Semaphore::new(1),
         stopped,
     };
     Router::new()
@@ -121,6 +125,8 @@ fn stoppable_router(app: App, access: Access, stopped: watch::Receiver<bool>) ->
         .route("/v1/models/{name}", get(model))
         .route("/v1/completions", post(completions))
         .route("/v1/chat/completions", post(chat_completions))
+        .route("/v1/embeddings", post(embeddings))
+        .route("/tokenizer_info", get(tokenizer_info))
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
         .fallback(|| async { Fault::not_found("there is no such path").into_response() })
@@ -187,6 +193,27 @@ async fn completions(State(server): Shared, headers: HeaderMap, body: Body) -> R
 
 async fn chat_completions(State(server): Shared, headers: HeaderMap, body: Body) -> Response {
     server.ask(Form::Chat, headers, body).await.unwrap_or_else(Fault::into_response)
+}
+
+async fn embeddings(State(server): Shared, headers: HeaderMap, body: Body) -> Response {
+    // One at a time, so that those who wait for tokens share the processor with no more than that.
+    let Ok(_permit) = server.embedding.acquire().await else {
+        return Fault::new(StatusCode::SERVICE_UNAVAILABLE, "the server is stopping").into_response();
+    };
+    let work = |server: &Server, body| request::read::<EmbeddingRequest>(body)?.answer(&server.app);
+    let answer = server.on_body(headers, body, work).await;
+    answer.map_or_else(Fault::into_response, |value| Json(value).into_response())
+}
+
+/// What clients want to know who make prompts of their own, in transformers' words.
+async fn tokenizer_info(State(server): Shared) -> Json<Value> {
+    let tokenizer = &server.app.model.checkpoint.tokenizer;
+    let text = |id: Option<u32>| id.map(|id| tokenizer.token_text(id));
+    Json(json!({
+        "bos_token": text(tokenizer.bos()), "eos_token": text(tokenizer.eos().first().copied()),
+        "chat_template": tokenizer.chat_template(), "vocab_size": tokenizer.vocab_size(),
+        "model_max_length": server.app.model.base.config.context_length,
+    }))
 }
 
 async fn tokenize(State(server): Shared, headers: HeaderMap, body: Body) -> Response {

@@ -318,6 +318,53 @@ fn several_prompts_and_answers_come_in_order() {
     );
 }
 
+/// A text's embedding is that of its tokens, has length 1 and comes in either form.
+#[test]
+fn embeddings_are_of_tokens_and_of_length_one() {
+    let server = Server::start();
+    let ask = |body: Value| server.post("/v1/embeddings", &body);
+    let (status, told) = ask(json!({ "model": "base", "input": ["the he", "hello"] }));
+    assert_eq!(status, 200, "{told}");
+    let vector = |told: &Value, index: usize| -> Vec<f64> {
+        let values = told["data"][index]["embedding"].as_array().unwrap();
+        values.iter().map(|v| v.as_f64().unwrap()).collect()
+    };
+    let length = vector(&told, 0).iter().map(|v| v * v).sum::<f64>();
+    assert!((length - 1.0).abs() < 1e-5, "{length}");
+    assert_eq!(vector(&told, 0).len(), tiny::HIDDEN);
+    assert_ne!(vector(&told, 0), vector(&told, 1));
+    let ids = server.post("/tokenize", &json!({ "prompt": "the he" })).1["tokens"].clone();
+    assert_eq!(told["usage"]["prompt_tokens"].as_u64().unwrap() as usize, ids.as_array().unwrap().len() + 3);
+    assert_eq!(vector(&ask(json!({ "input": ids })).1, 0), vector(&told, 0));
+    let packed = ask(json!({ "input": "the he", "encoding_format": "base64" })).1;
+    // Four characters stand for three bytes.
+    assert_eq!(packed["data"][0]["embedding"].as_str().unwrap().len(), (4 * tiny::HIDDEN).div_ceil(3) * 4);
+    for (body, param) in [
+        (json!({ "input": [] }), "input"),
+        (json!({ "input": "" , "dimensions": 3 }), "dimensions"),
+        (json!({ "input": [[1], []] }), "input"),
+        (json!({ "input": [999_999] }), "input"),
+        (json!({ "input": "a", "other": 1 }), "other"),
+    ] {
+        let (status, told) = ask(body.clone());
+        assert_eq!((status, told["error"]["param"].as_str()), (400, Some(param)), "{body}: {told}");
+    }
+    assert_eq!(ask(json!({ "input": "a", "model": "nobody" })).0, 404);
+}
+
+/// Clients that make prompts of their own learn the special tokens' names, and their ids by these.
+#[test]
+fn the_tokenizer_is_told() {
+    let server = Server::start();
+    let told = server.get("/tokenizer_info").1;
+    assert_eq!(told["chat_template"], TEMPLATE);
+    let ids = |text: &str| {
+        server.post("/tokenize", &json!({ "prompt": text, "add_special_tokens": false })).1["tokens"].clone()
+    };
+    assert_eq!(ids("<|end|>"), json!([server.end]));
+    assert!(!ids("a<|end|>").as_array().unwrap().contains(&json!(server.end)));
+}
+
 /// What is told of tokens while they are written is what is told of them in a prompt.
 #[test]
 fn log_probabilities_of_answers_and_prompts_agree() {

@@ -74,11 +74,41 @@ pub(super) struct StreamOptions {
 /// A prompt as text or token ids, or several.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]
-enum Written {
+pub(super) enum Written {
     Text(String),
     Ids(Vec<u32>),
     Texts(Vec<String>),
     Lists(Vec<Vec<u32>>),
+}
+
+impl Written {
+    /// Each as tokens; `key` is where they stand in the request.
+    pub(super) fn prompts(&self, app: &App, key: &'static str) -> Result<Vec<Prompt>, Fault> {
+        let tokenizer = &app.model.checkpoint.tokenizer;
+        let of_ids = |ids: &Vec<u32>| Ok(Prompt { ids: ids.clone(), stop: Vec::new(), text: None });
+        let of_text = |text: &String| {
+            check_length_in_bytes(app, text.len())?;
+            let ids = tokenizer.encode(text, Bos::Model).map_err(crate::Error::from)?;
+            Ok(Prompt { ids, stop: Vec::new(), text: Some(text.clone()) })
+        };
+        let prompts = match self {
+            Self::Ids(ids) => vec![of_ids(ids)?],
+            Self::Text(text) => vec![of_text(text)?],
+            Self::Texts(texts) if texts.len() <= MAX_PROMPTS => {
+                texts.iter().map(of_text).collect::<Result<_, Fault>>()?
+            }
+            Self::Lists(lists) if lists.len() <= MAX_PROMPTS => {
+                lists.iter().map(of_ids).collect::<Result<_, Fault>>()?
+            }
+            Self::Texts(_) | Self::Lists(_) => {
+                return Err(Fault::key(key, format!("more than {MAX_PROMPTS} in one request")));
+            }
+        };
+        if prompts.is_empty() {
+            return Err(Fault::key(key, "is empty"));
+        }
+        Ok(prompts)
+    }
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -228,31 +258,7 @@ impl Fields {
     }
 
     fn completion_prompts(&self, app: &App) -> Result<Vec<Prompt>, Fault> {
-        let tokenizer = &app.model.checkpoint.tokenizer;
-        let of_ids = |ids: &Vec<u32>| Ok(Prompt { ids: ids.clone(), stop: Vec::new(), text: None });
-        let of_text = |text: &String| {
-            check_length_in_bytes(app, text.len())?;
-            let ids = tokenizer.encode(text, Bos::Model).map_err(crate::Error::from)?;
-            Ok(Prompt { ids, stop: Vec::new(), text: Some(text.clone()) })
-        };
-        let prompts = match &self.prompt {
-            None => return Err(Fault::key("prompt", "is missing")),
-            Some(Written::Ids(ids)) => vec![of_ids(ids)?],
-            Some(Written::Text(text)) => vec![of_text(text)?],
-            Some(Written::Texts(texts)) if texts.len() <= MAX_PROMPTS => {
-                texts.iter().map(of_text).collect::<Result<_, Fault>>()?
-            }
-            Some(Written::Lists(lists)) if lists.len() <= MAX_PROMPTS => {
-                lists.iter().map(of_ids).collect::<Result<_, Fault>>()?
-            }
-            Some(Written::Texts(_) | Written::Lists(_)) => {
-                return Err(Fault::key("prompt", format!("more than {MAX_PROMPTS} prompts in one request")));
-            }
-        };
-        if prompts.is_empty() {
-            return Err(Fault::key("prompt", "is empty"));
-        }
-        Ok(prompts)
+        self.prompt.as_ref().ok_or_else(|| Fault::key("prompt", "is missing"))?.prompts(app, "prompt")
     }
 
     fn chat_prompt(&self, app: &App) -> Result<Prompt, Fault> {
@@ -577,6 +583,11 @@ impl TokenizeRequest {
             (Some(text), None) => {
                 check_length_in_bytes(app, text.len())?;
                 let bos = if self.add_special_tokens.unwrap_or(true) { Bos::Model } else { Bos::Never };
+                let tokenizer = &app.model.checkpoint.tokenizer;
+                // A special token's name and nothing else asks for that token; there is no content for it to hide in.
+                if let Some(id) = tokenizer.token_id(&text).filter(|&id| tokenizer.is_special(id)) {
+                    return Ok(vec![id]);
+                }
                 let text = MarkedText::content(text);
                 Ok(app.model.checkpoint.tokenizer.encode_marked(&text, bos).map_err(crate::Error::from)?)
             }
