@@ -151,7 +151,7 @@ impl LanguageModel for Runner<'_> {
                 return Ok(());
             }
             for event in batch.step()? {
-                if let Event::Done { row, completion } = event
+                if let Event::Done { row, completion, .. } = event
                     && done(row, completion).is_break()
                 {
                     return Ok(());

@@ -59,7 +59,7 @@ fn long_prompts_and_short_ones_do_not_wait_for_each_other() {
         for event in batch.step().unwrap() {
             match event {
                 Event::Token { row: 0, .. } => tokens_of_running += 1,
-                Event::Done { row, completion } => {
+                Event::Done { row, completion, .. } => {
                     assert_eq!(completion.ids, expected[row], "row {row}");
                     ended[row] = Some(step);
                 }

@@ -101,6 +101,8 @@ pub enum Piece {
         finish: Finish,
         /// Tokens written.
         tokens: usize,
+        /// How likely the token was that ended the answer and is left out of it, where that is told.
+        end: Option<LogProbs>,
     },
     /// The model failed; nothing follows.
     Failed(String),
@@ -279,8 +281,8 @@ impl<'a> Loop<'a> {
                         tell(&live.job, Piece::Prompt(tokens));
                     }
                 }
-                Event::Done { row, completion } => {
-                    self.end(row, completion.finish, completion.ids.len());
+                Event::Done { row, completion, end } => {
+                    self.end(row, completion.finish, completion.ids.len(), end);
                 }
             }
         }
@@ -295,7 +297,7 @@ impl<'a> Loop<'a> {
         }
     }
 
-    fn end(&mut self, row: usize, finish: Finish, tokens: usize) {
+    fn end(&mut self, row: usize, finish: Finish, tokens: usize, end: Option<LogProbs>) {
         let Some(Live { job, writer }) = self.live.remove(&row) else { return };
         // The text as it continues the prompt may hold a stop string that the answer on its own does not show.
         let finish = if writer.is_stopped() { Finish::Stop(0) } else { finish };
@@ -306,7 +308,7 @@ impl<'a> Loop<'a> {
         // Off the count first: who is told of the end may ask again at once.
         let pieces = job.pieces.clone();
         drop(job);
-        let _ = pieces.send(Piece::Done { finish, tokens });
+        let _ = pieces.send(Piece::Done { finish, tokens, end });
     }
 
     /// A batch that failed is of no use any more: its requests are told, and the next one opens a new batch.

@@ -96,6 +96,14 @@ impl Server {
         (status, serde_json::from_str(&body).unwrap())
     }
 
+    /// The chunks of a streamed answer.
+    fn stream(&self, path: &str, body: &Value) -> Vec<Value> {
+        let headers = "Host: localhost\r\nContent-Type: application/json\r\n";
+        let (_, events) = self.ask("POST", path, headers, body.to_string().as_bytes());
+        let data = events.lines().filter_map(|line| line.strip_prefix("data: {"));
+        data.map(|data| serde_json::from_str(&format!("{{{data}")).unwrap()).collect()
+    }
+
     fn get(&self, path: &str) -> (u16, Value) {
         let (status, body) = self.ask("GET", path, "Host: localhost\r\n", b"");
         (status, serde_json::from_str(&body).unwrap())
@@ -263,10 +271,7 @@ fn special_tokens_stop_where_they_are_asked_to() {
     // Streamed, the text is cut at the same place: what may begin the stop string waits for its end.
     let body = json!({ "prompt": "he", "temperature": 0, "stream": true, "stop": "a<|end|>", "ignore_eos": true,
                        "max_tokens": 5, "min_tokens": 3, "logit_bias": { end.to_string(): 100, a.to_string(): 50 } });
-    let headers = "Host: localhost\r\nContent-Type: application/json\r\n";
-    let (_, events) = server.ask("POST", COMPLETIONS, headers, body.to_string().as_bytes());
-    let data = events.lines().filter_map(|line| line.strip_prefix("data: {"));
-    let chunks: Vec<Value> = data.map(|data| serde_json::from_str(&format!("{{{data}")).unwrap()).collect();
+    let chunks = server.stream(COMPLETIONS, &body);
     let text: String = chunks.iter().map(|chunk| chunk["choices"][0]["text"].as_str().unwrap()).collect();
     assert_eq!(
         (text.as_str(), &chunks.last().unwrap()["choices"][0]["finish_reason"]),
@@ -316,6 +321,32 @@ fn several_prompts_and_answers_come_in_order() {
         text(&sampled(json!({ "prompt": "he", "min_p": 1 })), 0),
         text(&sampled(json!({ "prompt": "he", "temperature": 0 })), 0)
     );
+}
+
+/// Clients that score a text ask for one token more and leave out the last: it has to be there also where it ends the answer.
+#[test]
+fn the_token_that_ends_a_completion_is_told_too() {
+    let server = Server::start();
+    let end = server.end.to_string();
+    for stream in [false, true] {
+        let more = json!({
+            "prompt": [104], "echo": true, "logprobs": 1, "max_tokens": 3, "logit_bias": { end.clone(): 100 }, "stream": stream,
+        });
+        let told = if stream {
+            let chunks = server.stream(COMPLETIONS, &more);
+            chunks
+                .iter()
+                .map(|chunk| chunk["choices"][0]["logprobs"].clone())
+                .filter(|told| !told.is_null())
+                .collect()
+        } else {
+            vec![server.complete(more)["choices"][0]["logprobs"].clone()]
+        };
+        let tokens: Vec<&Value> = told.iter().flat_map(|told| told["tokens"].as_array().unwrap()).collect();
+        assert_eq!(tokens, ["h", "<|end|>"], "stream {stream}");
+        let last = told.last().unwrap()["token_logprobs"].as_array().unwrap().last().unwrap();
+        assert!(last.as_f64().unwrap() < 0.0);
+    }
 }
 
 /// A text's embedding is that of its tokens, has length 1 and comes in either form.

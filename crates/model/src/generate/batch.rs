@@ -59,6 +59,8 @@ pub enum Event {
         row: usize,
         /// What was written.
         completion: Completion,
+        /// How likely the token was that ended it and is left out of it, where the request asks for it.
+        end: Option<LogProbs>,
     },
 }
 
@@ -171,8 +173,10 @@ impl<'a, R: Borrow<Request>> Batch<'a, R> {
                         let log_probs = row.told.take();
                         events.push(Event::Token { row: row.number, id, parts: Vec::new(), log_probs });
                     }
+                    // The last token was not written, so what is known of it has not been told.
+                    let end = if finish == Finish::Eos { row.told.take() } else { None };
                     let completion = self.completion(&row, finish)?;
-                    events.push(Event::Done { row: row.number, completion });
+                    events.push(Event::Done { row: row.number, completion, end });
                 }
             }
         }

@@ -91,6 +91,14 @@ impl Told {
         }
     }
 
+    /// The token that ended the answer. Completions tell it, as they tell the tokens of an echoed prompt: clients that score texts
+    /// ask for one token more than they want and leave out the last. Chats tell what is in the message.
+    fn push_end(&mut self, model: &Model, end: Option<&LogProbs>) {
+        if let (Self::Completion(told), Some(end)) = (self, end) {
+            told.push(&model.checkpoint.tokenizer, end.id, Some(end));
+        }
+    }
+
     /// What was pushed since the last time; `null` where nothing is told.
     fn take(&mut self) -> Value {
         match self {
@@ -147,7 +155,8 @@ impl Answer {
                     }
                     text += &more;
                 }
-                Piece::Done { finish, tokens } => {
+                Piece::Done { finish, tokens, end } => {
+                    told.push_end(&self.model, end.as_ref());
                     let mut value = match self.form {
                         Form::Completion => json!({ "index": choice.index, "text": text }),
                         Form::Chat => json!({
@@ -232,13 +241,18 @@ impl Answer {
                         return None;
                     }
                 }
-                Some(Piece::Done { finish, tokens }) => {
+                Some(Piece::Done { finish, tokens, end }) => {
                     if let Some(delta) = begun.take()
                         && !send(&events, &self.chunk(index, &delta, None, told.take())).await
                     {
                         return None;
                     }
-                    let last = self.chunk(index, &json!({}), Some(&finish), Value::Null);
+                    let mut of_end = Value::Null;
+                    if end.is_some() && self.form == Form::Completion {
+                        told.push_end(&self.model, end.as_ref());
+                        of_end = told.take();
+                    }
+                    let last = self.chunk(index, &json!({}), Some(&finish), of_end);
                     return send(&events, &last).await.then_some(tokens);
                 }
                 end => {
