@@ -376,13 +376,15 @@ mod tests {
         assert_eq!(found.test, Test::Permutation);
         near(found.p, 0.25);
         // Scores on no grid: all assignments of few items, drawn ones of many, with the same p.
-        let uneven = |n: usize| -> Vec<f64> { (0..n).map(|i| ((i * 37 % 101) as f64 / 101.0).sqrt() - 0.4).collect() };
+        let uneven =
+            |n: usize| -> Vec<f64> { (0..n).map(|i| ((i * 37 % 101) as f64 / 101.0).sqrt() - 0.4).collect() };
         let (few, many) = (uneven(16), uneven(17));
         assert_eq!(permutation(&few).1, Test::Permutation);
         let (p, test) = permutation(&many);
         assert_eq!(test, Test::SampledPermutation { draws: DRAWS });
         let all = (0..1_u32 << 17).filter(|signs| {
-            let sum: f64 = many.iter().enumerate().map(|(i, d)| if signs >> i & 1 == 1 { *d } else { -d }).sum();
+            let sum: f64 =
+                many.iter().enumerate().map(|(i, d)| if signs >> i & 1 == 1 { *d } else { -d }).sum();
             sum.abs() >= many.iter().sum::<f64>().abs() - 1e-9
         });
         assert!((p - all.count() as f64 / f64::from(1 << 17)).abs() < 0.005, "{p}");
@@ -399,7 +401,9 @@ mod tests {
     #[test]
     fn student_is_near() {
         // scipy.stats.t.ppf(0.975, n)
-        for (n, t) in [(3.0, 3.182_446), (5.0, 2.570_582), (13.0, 2.160_369), (61.0, 1.999_624), (241.0, 1.969_856)] {
+        for (n, t) in
+            [(3.0, 3.182_446), (5.0, 2.570_582), (13.0, 2.160_369), (61.0, 1.999_624), (241.0, 1.969_856)]
+        {
             assert!((student_95(n) / t - 1.0).abs() < 0.01, "{n}");
         }
     }
@@ -413,7 +417,15 @@ mod tests {
         let (mut held, mut found) = (0, 0);
         for _ in 0..TRIES {
             let mut delta = || {
-                let draw = |u: f64| if u < gained { 1.0 } else if u < gained + lost { -1.0 } else { 0.0 };
+                let draw = |u: f64| {
+                    if u < gained {
+                        1.0
+                    } else if u < gained + lost {
+                        -1.0
+                    } else {
+                        0.0
+                    }
+                };
                 let common = draw(unit());
                 let seed = |_| if unit() < alike { common } else { draw(unit()) };
                 (0..seeds).map(seed).sum::<f64>() / seeds as f64
@@ -431,10 +443,21 @@ mod tests {
     fn coverage_of_the_interval() {
         // 4000 tries tell 95 % to ± 0.7 points (two standard errors).
         for items in [5, 12, 30, 60, 240] {
-            for (gained, lost) in [(0.0, 0.0), (0.02, 0.02), (0.1, 0.1), (0.3, 0.3), (0.1, 0.0), (0.3, 0.05), (0.6, 0.1), (0.9, 0.0)] {
+            for (gained, lost) in [
+                (0.0, 0.0),
+                (0.02, 0.02),
+                (0.1, 0.1),
+                (0.3, 0.3),
+                (0.1, 0.0),
+                (0.3, 0.05),
+                (0.6, 0.1),
+                (0.9, 0.0),
+            ] {
                 for (seeds, alike) in [(1, 0.0), (3, 0.5)] {
                     let (held, found) = simulate(items, gained, lost, seeds, alike);
-                    let case = format!("{items} items, {gained} gained, {lost} lost, {seeds} seeds: {held}, {found}");
+                    let case = format!(
+                        "{items} items, {gained} gained, {lost} lost, {seeds} seeds: {held}, {found}"
+                    );
                     println!("{case}");
                     assert!(held > 0.935, "{case}");
                     assert!(gained != lost || found < LEVEL + 0.007, "{case}");

@@ -202,9 +202,9 @@ unsafe impl Vector for Avx2 {
         unsafe { tile::chains::<Avx2>(rounds) }
     }
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn unpack<S: Source<Self>>(source: S, range: Range<usize>, to: *mut f32) {
+    unsafe fn unpack<S: Source<Self>>(source: S, range: Range<usize>, to: *mut f32, row: usize) {
         // SAFETY: the promise of this function's caller is what `tile::unpack` asks for; AVX2, FMA and F16C are available here.
-        unsafe { tile::unpack(source, range, to) }
+        unsafe { tile::unpack(source, range, to, row) }
     }
 }
 

@@ -22,7 +22,7 @@ pub(crate) mod vector;
 
 use std::ops::Range;
 
-pub(crate) use drive::{Matrix, chains, dots, strided, transpose_with};
+pub(crate) use drive::{Matrix, bf16_pairs, chains, dots, strided, transpose_with};
 use drive::{Product, Right, Strategy};
 use left::{RowMajor, Strided};
 use source::{GROUP, Packing, Source};
@@ -253,7 +253,7 @@ unsafe fn unpack_panel<V: Vector>(w: &Packed, panel: usize, depth: Range<usize>,
             for sub in 0..PANEL / width {
                 let source = source(self.panel * (PANEL / width) + sub);
                 // SAFETY: the promise of `unpack_panel`'s caller.
-                unsafe { V::unpack(source, self.depth.clone(), self.to.wrapping_add(sub * width)) }
+                unsafe { V::unpack(source, self.depth.clone(), self.to.wrapping_add(sub * width), PANEL) }
             }
         }
     }

@@ -87,7 +87,10 @@ fn named(response: &str, options: &[Choice<'_>]) -> Named {
         let alone = line.chars().filter(|c| c.is_alphanumeric()).count() == 1;
         if alone { leading(line, options) } else { Named::Nothing }
     };
-    [announced].into_iter().chain(std::iter::once_with(start)).chain(std::iter::once_with(last_line))
+    [announced]
+        .into_iter()
+        .chain(std::iter::once_with(start))
+        .chain(std::iter::once_with(last_line))
         .find(|found| *found != Named::Nothing)
         .unwrap_or(Named::Nothing)
 }
@@ -95,8 +98,18 @@ fn named(response: &str, options: &[Choice<'_>]) -> Named {
 /// What stands behind the last announcement; beside those of every answer "the correct option is", "I choose" and the like.
 fn announced(response: &str) -> Option<&str> {
     const MARKS: [&str; 12] = [
-        "option is", "choice is", "option:", "choice:", "i choose", "i would choose", "i'd choose", "i pick", "i select",
-        "i'll go with", "option would be", "choice would be",
+        "option is",
+        "choice is",
+        "option:",
+        "choice:",
+        "i choose",
+        "i would choose",
+        "i'd choose",
+        "i pick",
+        "i select",
+        "i'll go with",
+        "option would be",
+        "choice would be",
     ];
     let lower = response.to_ascii_lowercase();
     let own = super::announced(response);
@@ -126,7 +139,9 @@ fn leading(text: &str, options: &[Choice<'_>]) -> Named {
     };
     let small = letter.is_ascii_lowercase();
     let letter = letter.to_ascii_uppercase();
-    if !letter.is_ascii_uppercase() || rest.starts_with(|c: char| c.is_alphanumeric() || matches!(c, '\'' | '’' | '-' | '_')) {
+    if !letter.is_ascii_uppercase()
+        || rest.starts_with(|c: char| c.is_alphanumeric() || matches!(c, '\'' | '’' | '-' | '_'))
+    {
         return Named::Nothing;
     }
     let bare = rest.trim_start_matches(CLOSING);
@@ -156,8 +171,21 @@ const CLOSING: &[char] = &[')', ']', '}', '.', '*', '_', '"', '\'', '`', '$', ' 
 fn unwrapped(text: &str) -> &str {
     const OPENING: &[char] = &['(', '[', '{', '*', '_', '"', '\'', '`', ' ', '\n', '$', '<', '\u{201c}'];
     const WORDS: [&str; 15] = [
-        "option ", "choice ", "letter ", "answer ", "clearly ", "definitely ", "either ", "both ", "\\boxed{", "\\text{",
-        "\\textbf{", "\\mathrm{", "\\mathbf{", "\\(", "\\[",
+        "option ",
+        "choice ",
+        "letter ",
+        "answer ",
+        "clearly ",
+        "definitely ",
+        "either ",
+        "both ",
+        "\\boxed{",
+        "\\text{",
+        "\\textbf{",
+        "\\mathrm{",
+        "\\mathbf{",
+        "\\(",
+        "\\[",
     ];
     let mut text = text.trim_start_matches(OPENING);
     while let Some(word) =
@@ -185,7 +213,8 @@ fn listed(rest: &str, letter: char, options: &[Choice<'_>]) -> bool {
         // "B and A dog …"
         let rest = next.as_str();
         let word_goes_on = rest.starts_with(|c: char| c.is_alphanumeric() || matches!(c, '\'' | '-'));
-        let article = other == Some('A') && rest.strip_prefix(' ').is_some_and(|r| r.starts_with(char::is_alphabetic))
+        let article = other == Some('A')
+            && rest.strip_prefix(' ').is_some_and(|r| r.starts_with(char::is_alphabetic))
             && !told(rest);
         other.is_some() && !word_goes_on && !article
     })
@@ -193,16 +222,32 @@ fn listed(rest: &str, letter: char, options: &[Choice<'_>]) -> bool {
 
 /// Whether a verb follows a letter, which makes it a name: "A is correct".
 fn told(rest: &str) -> bool {
-    ["is ", "because", "since ", "isn't", "would ", "seems "].iter().any(|verb| rest.trim_start().starts_with(verb))
+    ["is ", "because", "since ", "isn't", "would ", "seems "]
+        .iter()
+        .any(|verb| rest.trim_start().starts_with(verb))
 }
 
 /// "B is wrong", "B is not correct".
 fn ruled_out(rest: &str) -> bool {
     let bare = rest.trim_start_matches(CLOSING);
-    let lower = bare.get(..24.min(bare.len())).or_else(|| bare.get(..21.min(bare.len()))).unwrap_or_default().to_ascii_lowercase();
-    ["is not", "isn't", "is wrong", "is incorrect", "is false", "cannot be", "can't be", "is ruled out", "is eliminated"]
-        .iter()
-        .any(|verb| lower.starts_with(verb))
+    let lower = bare
+        .get(..24.min(bare.len()))
+        .or_else(|| bare.get(..21.min(bare.len())))
+        .unwrap_or_default()
+        .to_ascii_lowercase();
+    [
+        "is not",
+        "isn't",
+        "is wrong",
+        "is incorrect",
+        "is false",
+        "cannot be",
+        "can't be",
+        "is ruled out",
+        "is eliminated",
+    ]
+    .iter()
+    .any(|verb| lower.starts_with(verb))
 }
 
 fn whole_text(text: &str, options: &[Choice<'_>]) -> Option<char> {
@@ -215,14 +260,16 @@ fn whole_text(text: &str, options: &[Choice<'_>]) -> Option<char> {
 /// The only option whose text occurs, and is not denied ("not the lobster").
 fn only_mentioned(response: &str, options: &[Choice<'_>]) -> Option<char> {
     let mut rest = format!(" {} ", normalise(response));
-    let mut longest_first: Vec<(String, char)> = options.iter().map(|(letter, text)| (normalise(text), *letter)).collect();
+    let mut longest_first: Vec<(String, char)> =
+        options.iter().map(|(letter, text)| (normalise(text), *letter)).collect();
     longest_first.retain(|(text, _)| !text.is_empty());
     longest_first.sort_by_key(|(text, _)| std::cmp::Reverse(text.len()));
     let mut found = Vec::new();
     for (text, letter) in &longest_first {
         let word = format!(" {text} ");
         if let Some(at) = rest.find(&word) {
-            let denied = [" not", " isn't", " isnt", " never", " no"].iter().any(|no| rest[..at].ends_with(no));
+            let denied =
+                [" not", " isn't", " isnt", " never", " no"].iter().any(|no| rest[..at].ends_with(no));
             if denied {
                 return None;
             }

@@ -79,9 +79,9 @@ fn asks_anew(text: &str) -> bool {
     let paragraph = text.trim_start();
     let paragraph = paragraph.split("\n\n").next().unwrap_or_default();
     let lower = paragraph.to_lowercase();
-    let doubt = DOUBTS.iter().any(|d| {
-        lower.strip_prefix(d).is_some_and(|rest| !rest.starts_with(char::is_alphanumeric))
-    });
+    let doubt = DOUBTS
+        .iter()
+        .any(|d| lower.strip_prefix(d).is_some_and(|rest| !rest.starts_with(char::is_alphanumeric)));
     !doubt && paragraph.contains('?')
 }
 
@@ -98,16 +98,18 @@ pub fn announced(response: &str) -> Option<&str> {
 fn last_announcement(text: &str) -> Option<&str> {
     // ASCII only, so that positions stay those of the response.
     let lower = text.to_ascii_lowercase();
-    let plain = ["answer", "####"].iter().flat_map(|word| lower.match_indices(word)).filter_map(|(at, word)| {
-        let end = at + word.len();
-        if word == "####" {
-            // More signs are a heading.
-            return (!lower[end..].starts_with('#') && !lower[..at].ends_with('#')).then_some((end, text.len()));
-        }
-        let inside_a_word = text[..at].ends_with(|c: char| c.is_alphanumeric());
-        let behind = behind_the_word(&lower[end..])?;
-        (!inside_a_word).then_some((end + behind, text.len()))
-    });
+    let plain =
+        ["answer", "####"].iter().flat_map(|word| lower.match_indices(word)).filter_map(|(at, word)| {
+            let end = at + word.len();
+            if word == "####" {
+                // More signs are a heading.
+                return (!lower[end..].starts_with('#') && !lower[..at].ends_with('#'))
+                    .then_some((end, text.len()));
+            }
+            let inside_a_word = text[..at].ends_with(|c: char| c.is_alphanumeric());
+            let behind = behind_the_word(&lower[end..])?;
+            (!inside_a_word).then_some((end + behind, text.len()))
+        });
     let tagged = lower.rfind("<answer>").map(|at| {
         let start = at + "<answer>".len();
         (start, lower[start..].find("</answer>").map_or(text.len(), |length| start + length))
@@ -153,7 +155,8 @@ fn behind_the_word(text: &str) -> Option<usize> {
     };
     if ["to ", "for ", "of "].iter().any(|word| bare.starts_with(word)) {
         // Up to the end of the sentence, which is no long one.
-        let mut ends = bare.char_indices().filter(|(at, c)| *at > 120 || matches!(c, '.' | '\n' | '?' | '!' | ':'));
+        let mut ends =
+            bare.char_indices().filter(|(at, c)| *at > 120 || matches!(c, '.' | '\n' | '?' | '!' | ':'));
         let sentence = ends.next().map_or(bare.len(), |(at, _)| at);
         return bare[..sentence].match_indices(' ').find_map(|(at, _)| verb(at + 1));
     }
@@ -204,7 +207,8 @@ mod tests {
 
     #[test]
     fn what_follows_a_new_question_is_cut() {
-        let check = |response: &str, expected: &str| assert_eq!(own(response).trim_end(), expected, "{response}");
+        let check =
+            |response: &str, expected: &str| assert_eq!(own(response).trim_end(), expected, "{response}");
         check("The answer is 4.\n\nQuestion: 3 + 6?\nThe answer is 9.", "The answer is 4.");
         check("The answer is 4.\nQ: 3 + 6?\nA: 9", "The answer is 4.");
         check("4\n**Question 2:** x", "4");
@@ -214,7 +218,10 @@ mod tests {
         check("Question: 2 + 2?\nThe answer is 4.\nQuestion: 3 + 6?", "Question: 2 + 2?\nThe answer is 4.");
         check("The answer is 4.<|im_end|>\n<|im_start|>user\n9", "The answer is 4.");
         check("The answer is 4.\n\nTom has 5. How many?\nThe answer is 9.", "The answer is 4.");
-        check("The answer is 4.\n\nWait, is it?\nThe answer is 5.", "The answer is 4.\n\nWait, is it?\nThe answer is 5.");
+        check(
+            "The answer is 4.\n\nWait, is it?\nThe answer is 5.",
+            "The answer is 4.\n\nWait, is it?\nThe answer is 5.",
+        );
         check("How many?\n\nIs it 4? The answer is 4.", "How many?\n\nIs it 4? The answer is 4.");
         check("Quality: good", "Quality: good");
         check("x\nQueue: y", "x\nQueue: y");

@@ -197,7 +197,8 @@ impl Found {
             // No longer one stands behind a shorter one of the same beginning.
             if let Some(conjunction) = conjunctions.iter().find(|c| lower.starts_with(**c)) {
                 let other = bare[conjunction.len()..].trim_start_matches(WRAPPERS);
-                let other = ["or ", "and ", "either "].iter().fold(other, |o, w| o.strip_prefix(w).unwrap_or(o));
+                let other =
+                    ["or ", "and ", "either "].iter().fold(other, |o, w| o.strip_prefix(w).unwrap_or(o));
                 return rival(other).is_some_and(|other| !self.same_value(&other));
             }
             // One word of a unit.
@@ -239,10 +240,10 @@ fn operator(text: &str) -> Option<(char, usize)> {
         ("÷", '/'),
         ("/", '/'),
     ];
-    let (written, operator) =
-        OPERATORS.iter().find(|(written, _)| bare.starts_with(written)).or_else(|| {
-            bare.starts_with("\\div").then_some(&("\\div", '/'))
-        })?;
+    let (written, operator) = OPERATORS
+        .iter()
+        .find(|(written, _)| bare.starts_with(written))
+        .or_else(|| bare.starts_with("\\div").then_some(&("\\div", '/')))?;
     let rest = &bare[written.len()..];
     let follows = rest.trim_start_matches(' ');
     let spaced = blanks > 0 && (rest.len() > follows.len() || written.ends_with(' '));
@@ -250,7 +251,10 @@ fn operator(text: &str) -> Option<(char, usize)> {
     if (*written == "*" && rest.starts_with('*')) || (matches!(operator, '-' | '/') && !spaced) {
         return None;
     }
-    follows.starts_with(|c: char| digit(c).is_some() || matches!(c, '.' | '\\' | '√' | 'π') || vulgar(c).is_some())
+    follows
+        .starts_with(|c: char| {
+            digit(c).is_some() || matches!(c, '.' | '\\' | '√' | 'π') || vulgar(c).is_some()
+        })
         .then_some((*operator, text.len() - follows.len()))
 }
 
@@ -272,10 +276,11 @@ fn bounded(before: &str) -> bool {
     ];
     let bare = before.trim_end_matches(WRAPPERS);
     let lower = bare.to_ascii_lowercase();
-    let word = WORDS.iter().any(|word| {
-        lower.strip_suffix(word).is_some_and(|b| !b.ends_with(|c: char| c.is_alphanumeric()))
-    });
-    let command = ["\\le", "\\leq", "\\ge", "\\geq", "\\lt", "\\gt", "\\pm", "\\mp", "\\ne", "\\neq", "\\ln", "\\log"];
+    let word = WORDS
+        .iter()
+        .any(|word| lower.strip_suffix(word).is_some_and(|b| !b.ends_with(|c: char| c.is_alphanumeric())));
+    let command =
+        ["\\le", "\\leq", "\\ge", "\\geq", "\\lt", "\\gt", "\\pm", "\\mp", "\\ne", "\\neq", "\\ln", "\\log"];
     let function = before.trim_end_matches(['{', '(', ' ', '$']);
     word || command.iter().any(|c| function.ends_with(c))
         || bare.ends_with(['<', '≤', '≥', '≠', '±', '∓'])
@@ -286,7 +291,8 @@ fn bounded(before: &str) -> bool {
 
 /// `<b>` or `</b>`.
 fn ends_with_tag(text: &str) -> bool {
-    text.rfind('<').is_some_and(|at| text[at + 1..].starts_with(|c: char| c == '/' || c.is_ascii_alphabetic()))
+    text.rfind('<')
+        .is_some_and(|at| text[at + 1..].starts_with(|c: char| c == '/' || c.is_ascii_alphabetic()))
 }
 
 /// Whether what follows a number makes it a part of something else: a range, a ratio, a product, an inequality.
@@ -296,7 +302,9 @@ fn continued(after: &str) -> bool {
     let numeric = |c: Option<char>| c.is_some_and(|c| digit(c).is_some());
     let glued = match first {
         Some('.' | ':' | '/' | ',' | '(' | '^') if numeric(second) => true,
-        Some('^') => !after.starts_with("^\\circ") && !after.starts_with("^{\\circ}") && !after.starts_with("^∘"),
+        Some('^') => {
+            !after.starts_with("^\\circ") && !after.starts_with("^{\\circ}") && !after.starts_with("^∘")
+        }
         Some('i' | 'x' | 'y' | 'z' | 'n') => !second.is_some_and(char::is_alphanumeric),
         Some('\\') => {
             let name: String = after[1..].chars().take_while(char::is_ascii_alphabetic).collect();
@@ -304,8 +312,23 @@ fn continued(after: &str) -> bool {
             !name.is_empty()
                 && !matches!(
                     name.as_str(),
-                    "text" | "textbf" | "mathrm" | "mbox" | "circ" | "degree" | "quad" | "qquad" | "approx"
-                        | "right" | "end" | "dots" | "ldots" | "textdollar" | "mathbf" | "operatorname" | "rm"
+                    "text"
+                        | "textbf"
+                        | "mathrm"
+                        | "mbox"
+                        | "circ"
+                        | "degree"
+                        | "quad"
+                        | "qquad"
+                        | "approx"
+                        | "right"
+                        | "end"
+                        | "dots"
+                        | "ldots"
+                        | "textdollar"
+                        | "mathbf"
+                        | "operatorname"
+                        | "rm"
                 )
         }
         _ => false,
@@ -316,11 +339,19 @@ fn continued(after: &str) -> bool {
         numeric(number.chars().next())
     });
     let comparison = bare.starts_with(['±', '∓', '≤', '≥', '<', '>', '≠', '^'])
-        && !bare.starts_with("</") && !bare.get(1..2).is_some_and(|c| c.starts_with(|c: char| c.is_ascii_alphabetic()) && bare.starts_with('<'))
-        && !after.starts_with("^\\circ") && !after.starts_with("^{\\circ}") && !after.starts_with("^∘");
-    let product = bare.starts_with(['×', '÷', '·']) || after.starts_with("\\pm") || bare.starts_with("\\pm")
+        && !bare.starts_with("</")
+        && !bare
+            .get(1..2)
+            .is_some_and(|c| c.starts_with(|c: char| c.is_ascii_alphabetic()) && bare.starts_with('<'))
+        && !after.starts_with("^\\circ")
+        && !after.starts_with("^{\\circ}")
+        && !after.starts_with("^∘");
+    let product = bare.starts_with(['×', '÷', '·'])
+        || after.starts_with("\\pm")
+        || bare.starts_with("\\pm")
         || ["pm", "times", "cdot", "le", "leq", "ge", "geq", "lt", "gt"].iter().any(|name| {
-            let command = after.trim_start_matches(' ').strip_prefix('\\').and_then(|rest| rest.strip_prefix(name));
+            let command =
+                after.trim_start_matches(' ').strip_prefix('\\').and_then(|rest| rest.strip_prefix(name));
             command.is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_alphabetic()))
         });
     glued || range || comparison || product
@@ -457,7 +488,11 @@ impl Number {
     fn approximate(value: f64) -> Option<Self> {
         let written = format!("{:.12}", value.abs());
         let number = Self::of_digits(&written.replace('.', ""), 12)?;
-        if value < 0.0 { number.times(&Self::whole(-1)).map(|n| Self { decimals: 12, ..n }) } else { Some(number) }
+        if value < 0.0 {
+            number.times(&Self::whole(-1)).map(|n| Self { decimals: 12, ..n })
+        } else {
+            Some(number)
+        }
     }
 
     fn negative(self, negative: bool) -> Self {
@@ -538,9 +573,9 @@ const CURRENCIES: [char; 9] = ['$', '€', '£', '¥', '₹', '₩', '₽', '₺
 /// A decimal digit of any script. The blocks of ten of Unicode 16's category Nd that writing systems in use have.
 pub(super) fn digit(c: char) -> Option<u8> {
     const ZEROS: [u32; 38] = [
-        0x30, 0x660, 0x6f0, 0x7c0, 0x966, 0x9e6, 0xa66, 0xae6, 0xb66, 0xbe6, 0xc66, 0xce6, 0xd66, 0xde6, 0xe50, 0xed0,
-        0xf20, 0x1040, 0x1090, 0x17e0, 0x1810, 0x1946, 0x19d0, 0x1a80, 0x1a90, 0x1b50, 0x1bb0, 0x1c40, 0x1c50, 0xa620,
-        0xa8d0, 0xa900, 0xa9d0, 0xa9f0, 0xaa50, 0xabf0, 0xff10, 0x104a0,
+        0x30, 0x660, 0x6f0, 0x7c0, 0x966, 0x9e6, 0xa66, 0xae6, 0xb66, 0xbe6, 0xc66, 0xce6, 0xd66, 0xde6,
+        0xe50, 0xed0, 0xf20, 0x1040, 0x1090, 0x17e0, 0x1810, 0x1946, 0x19d0, 0x1a80, 0x1a90, 0x1b50, 0x1bb0,
+        0x1c40, 0x1c50, 0xa620, 0xa8d0, 0xa900, 0xa9d0, 0xa9f0, 0xaa50, 0xabf0, 0xff10, 0x104a0,
     ];
     let code = u32::from(c);
     let small = |n: u32| u8::try_from(n).ok();
@@ -554,9 +589,24 @@ pub(super) fn digit(c: char) -> Option<u8> {
 /// `½` and its like.
 fn vulgar(c: char) -> Option<(i128, i128)> {
     const ALL: [(char, i128, i128); 18] = [
-        ('½', 1, 2), ('⅓', 1, 3), ('⅔', 2, 3), ('¼', 1, 4), ('¾', 3, 4), ('⅕', 1, 5), ('⅖', 2, 5), ('⅗', 3, 5),
-        ('⅘', 4, 5), ('⅙', 1, 6), ('⅚', 5, 6), ('⅐', 1, 7), ('⅛', 1, 8), ('⅜', 3, 8), ('⅝', 5, 8), ('⅞', 7, 8),
-        ('⅑', 1, 9), ('⅒', 1, 10),
+        ('½', 1, 2),
+        ('⅓', 1, 3),
+        ('⅔', 2, 3),
+        ('¼', 1, 4),
+        ('¾', 3, 4),
+        ('⅕', 1, 5),
+        ('⅖', 2, 5),
+        ('⅗', 3, 5),
+        ('⅘', 4, 5),
+        ('⅙', 1, 6),
+        ('⅚', 5, 6),
+        ('⅐', 1, 7),
+        ('⅛', 1, 8),
+        ('⅜', 3, 8),
+        ('⅝', 5, 8),
+        ('⅞', 7, 8),
+        ('⅑', 1, 9),
+        ('⅒', 1, 10),
     ];
     ALL.iter().find(|(v, _, _)| *v == c).map(|(_, above, below)| (*above, *below))
 }
@@ -573,9 +623,9 @@ fn number_at(text: &str, start: usize, announced: bool) -> Option<Found> {
     let rest = &text[start..];
     let first = rest.chars().next()?;
     let glued = before.is_some_and(|b| b.is_alphanumeric() || matches!(b, ')' | '}' | '%'));
-    let sign_word = ["minus ", "negative "].iter().find(|word| {
-        !glued && rest.get(..word.len()).is_some_and(|found| found.eq_ignore_ascii_case(word))
-    });
+    let sign_word = ["minus ", "negative "]
+        .iter()
+        .find(|word| !glued && rest.get(..word.len()).is_some_and(|found| found.eq_ignore_ascii_case(word)));
     if let Some(word) = sign_word {
         (at, negative) = (start + word.len(), true);
     } else if matches!(first, '-' | '−' | '–' | '‒' | '﹣' | '－' | '+' | '＋') {
@@ -586,7 +636,8 @@ fn number_at(text: &str, start: usize, announced: bool) -> Option<Found> {
         at += first.len_utf8();
         // Minerva's reading drops blanks. A hyphen that begins a line is a list's.
         let blanks = text[at..].len() - text[at..].trim_start_matches(' ').len();
-        let alone = text[..start].trim_matches(WRAPPERS).is_empty() || text[..start].trim_end().ends_with('=');
+        let alone =
+            text[..start].trim_matches(WRAPPERS).is_empty() || text[..start].trim_end().ends_with('=');
         if blanks > 0 && !(announced && alone) {
             return None;
         }
@@ -596,9 +647,12 @@ fn number_at(text: &str, start: usize, announced: bool) -> Option<Found> {
     if signed {
         // A currency, a brace or a blank of LaTeX between sign and digits.
         let inner = text[at..].trim_start_matches(|c: char| CURRENCIES.contains(&c) || c == ' ');
-        let inner = ["\\$", "US$", "USD "].iter().fold(inner, |inner, prefix| inner.strip_prefix(prefix).unwrap_or(inner));
+        let inner = ["\\$", "US$", "USD "]
+            .iter()
+            .fold(inner, |inner, prefix| inner.strip_prefix(prefix).unwrap_or(inner));
         at = text.len() - inner.len();
-    } else if !(digit(first).is_some() || vulgar(first).is_some() || matches!(first, '.' | '\\' | '√' | 'π')) {
+    } else if !(digit(first).is_some() || vulgar(first).is_some() || matches!(first, '.' | '\\' | '√' | 'π'))
+    {
         return None;
     }
     let (value, length) = magnitude(&text[at..], announced).or_else(|| {
@@ -613,9 +667,8 @@ fn number_at(text: &str, start: usize, announced: bool) -> Option<Found> {
         let rest = &text[end..];
         let mut chars = rest.chars();
         let separator = chars.next().is_some_and(|c| matches!(c, '.' | '/' | ':'));
-        (separator && chars.next().is_some_and(|c| digit(c).is_some())).then(|| {
-            1 + rest[1..].find(|c: char| digit(c).is_none()).unwrap_or(rest.len() - 1)
-        })
+        (separator && chars.next().is_some_and(|c| digit(c).is_some()))
+            .then(|| 1 + rest[1..].find(|c: char| digit(c).is_none()).unwrap_or(rest.len() - 1))
     };
     while let Some(more) = run(end) {
         (end, value) = (end + more, None);
@@ -633,7 +686,9 @@ fn magnitude(text: &str, announced: bool) -> Option<(Option<Number>, usize)> {
             (value, length) = (value.and_then(|v| v.power(exponent)), length + more);
         } else if let Some((below, more)) = over(&text[length..]) {
             (value, length) = (value.zip(below).and_then(|(v, b)| quotient(&v, &b)), length + more);
-        } else if let Some((part, more)) = mixed(&text[length..]).filter(|_| value.as_ref().is_some_and(|v| v.decimals == 0)) {
+        } else if let Some((part, more)) =
+            mixed(&text[length..]).filter(|_| value.as_ref().is_some_and(|v| v.decimals == 0))
+        {
             (value, length) = (value.and_then(|v| v.plus(&part)), length + more);
         }
         if let Some((exponent, more)) = times_ten(&text[length..]) {
@@ -641,19 +696,27 @@ fn magnitude(text: &str, announced: bool) -> Option<(Option<Number>, usize)> {
         }
     }
     // Factors that are written behind a number without a sign: 2√3, 2\pi.
-    while let Some((factor, more, false)) = atom(&text[length..], false)
-        .filter(|_| text[length..].starts_with(['√', 'π']) || text[length..].starts_with("\\sqrt") || text[length..].starts_with("\\pi"))
-    {
+    while let Some((factor, more, false)) = atom(&text[length..], false).filter(|_| {
+        text[length..].starts_with(['√', 'π'])
+            || text[length..].starts_with("\\sqrt")
+            || text[length..].starts_with("\\pi")
+    }) {
         let decimals = factor.as_ref().map_or(0, |f| f.decimals);
-        value = value.zip(factor).and_then(|(v, f)| v.times(&f)).map(|v| Number { decimals: decimals.max(v.decimals.min(12)), ..v });
+        value = value
+            .zip(factor)
+            .and_then(|(v, f)| v.times(&f))
+            .map(|v| Number { decimals: decimals.max(v.decimals.min(12)), ..v });
         length += more;
     }
     if let Some((factor, more)) = scale(&text[length..]) {
-        (value, length) = (value.and_then(|v| {
-            let decimals = v.decimals;
-            let scaled = v.times(&Number::whole(factor))?;
-            Some(Number { decimals: if scaled.reduced().1 == 1 { 0 } else { decimals }, ..scaled })
-        }), length + more);
+        (value, length) = (
+            value.and_then(|v| {
+                let decimals = v.decimals;
+                let scaled = v.times(&Number::whole(factor))?;
+                Some(Number { decimals: if scaled.reduced().1 == 1 { 0 } else { decimals }, ..scaled })
+            }),
+            length + more,
+        );
     }
     let rest = &text[length..];
     let bare = rest.trim_start_matches(' ');
@@ -698,7 +761,8 @@ fn atom(text: &str, announced: bool) -> Option<(Option<Number>, usize, bool)> {
         return Some((value.and_then(|v| v.root(2)), first.len_utf8() + length + 2 * close, false));
     }
     if first == '\\' {
-        let name: &str = &text[1..1 + text[1..].find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(text.len() - 1)];
+        let name: &str =
+            &text[1..1 + text[1..].find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(text.len() - 1)];
         let behind = 1 + name.len();
         return match name {
             "frac" | "dfrac" | "tfrac" | "cfrac" | "nicefrac" => {
@@ -708,7 +772,8 @@ fn atom(text: &str, announced: bool) -> Option<(Option<Number>, usize, bool)> {
                 Some((value, behind + first + second, false))
             }
             "sqrt" => {
-                let (degree, skipped) = match text[behind..].strip_prefix('[').and_then(|r| r.split_once(']')) {
+                let (degree, skipped) = match text[behind..].strip_prefix('[').and_then(|r| r.split_once(']'))
+                {
                     Some((degree, _)) => (degree.trim().parse().ok()?, degree.len() + 2),
                     None => (2, 0),
                 };
@@ -746,10 +811,12 @@ fn argument(text: &str) -> Option<(Option<Number>, usize)> {
 fn decimal(text: &str, announced: bool) -> Option<(String, usize, usize)> {
     let (mut digits, mut length) = run_of_digits(text);
     if !digits.is_empty() {
-        let separators: &[&str] = &["{,}", ",\\!", "\\,", ",", "'", "’", "\u{a0}", "\u{2009}", "\u{202f}", "٬", "，", " "];
-        let grouped = separators.iter().filter(|s| announced || **s != " ").find_map(|separator| {
-            groups(text, &digits, length, separator)
-        });
+        let separators: &[&str] =
+            &["{,}", ",\\!", "\\,", ",", "'", "’", "\u{a0}", "\u{2009}", "\u{202f}", "٬", "，", " "];
+        let grouped = separators
+            .iter()
+            .filter(|s| announced || **s != " ")
+            .find_map(|separator| groups(text, &digits, length, separator));
         if let Some((all, end)) = grouped {
             (digits, length) = (all, end);
         } else if let Some((all, end)) = groups(text, &digits, length, ".") {
@@ -765,7 +832,8 @@ fn decimal(text: &str, announced: bool) -> Option<(String, usize, usize)> {
             }
         }
     }
-    let point = ['.', '٫'].iter().find_map(|point| Some((text[length..].strip_prefix(*point)?, point.len_utf8())));
+    let point =
+        ['.', '٫'].iter().find_map(|point| Some((text[length..].strip_prefix(*point)?, point.len_utf8())));
     if let Some((rest, width)) = point {
         let (decimals, more) = run_of_digits(rest);
         if !decimals.is_empty() {
@@ -811,7 +879,9 @@ fn groups(text: &str, first: &str, length: usize, separator: &str) -> Option<(St
     }
     let western = sizes.iter().all(|size| *size == 3);
     let indian = first.len() <= 2
-        && sizes.split_last().is_some_and(|(last, before)| *last == 3 && before.iter().all(|size| *size == 2));
+        && sizes
+            .split_last()
+            .is_some_and(|(last, before)| *last == 3 && before.iter().all(|size| *size == 2));
     (count > 0 && (western || indian)).then_some((all, end))
 }
 
@@ -844,9 +914,9 @@ fn power(text: &str) -> Option<(i32, usize)> {
     if length > '⁻'.len_utf8() || (length > 0 && sign == 1) {
         return Some((sign * value, length));
     }
-    let rest = text.strip_prefix('^').or_else(|| {
-        text.strip_prefix("**").filter(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
-    })?;
+    let rest = text
+        .strip_prefix('^')
+        .or_else(|| text.strip_prefix("**").filter(|rest| rest.starts_with(|c: char| c.is_ascii_digit())))?;
     let inner = rest.strip_prefix(['{', '(']).unwrap_or(rest);
     let opened = rest.len() - inner.len();
     let signed = inner.strip_prefix(['-', '−']).unwrap_or(inner);
@@ -862,7 +932,8 @@ fn power(text: &str) -> Option<(i32, usize)> {
 /// `× 10^5`, `\times 10^{5}`, `x 10⁵`.
 fn times_ten(text: &str) -> Option<(i32, usize)> {
     let bare = text.trim_start_matches(' ');
-    let rest = ["×", "\\times", "\\cdot", "·", "⋅", "x", "*"].iter().find_map(|sign| bare.strip_prefix(sign))?;
+    let rest =
+        ["×", "\\times", "\\cdot", "·", "⋅", "x", "*"].iter().find_map(|sign| bare.strip_prefix(sign))?;
     let ten = rest.trim_start_matches(' ').strip_prefix("10")?;
     let (exponent, length) = power(ten)?;
     Some((exponent, text.len() - ten.len() + length))
@@ -883,7 +954,8 @@ fn mixed(text: &str) -> Option<(Number, usize)> {
     let joined = bare.len() < text.len() && !text.starts_with("and ");
     let first = bare.chars().next()?;
     let proper = |n: Number| (n.numerator >= 0 && n.numerator < n.denominator).then_some(n);
-    if vulgar(first).is_some() || (first == '\\' && bare[1..].contains("frac") && !bare.starts_with("\\sqrt")) {
+    if vulgar(first).is_some() || (first == '\\' && bare[1..].contains("frac") && !bare.starts_with("\\sqrt"))
+    {
         let (value, length, _) = atom(bare, false)?;
         return Some((proper(value?)?, skipped + length));
     }
@@ -919,7 +991,8 @@ fn scale(text: &str) -> Option<(i128, usize)> {
     let bare = text.trim_start_matches(' ');
     let word = bare.find(|c: char| !c.is_alphanumeric()).unwrap_or(bare.len());
     let found = WORDS.iter().find(|(name, _)| {
-        bare[..word].eq_ignore_ascii_case(name) && (*name != "k" || (bare.len() == text.len() && bare.starts_with('k')))
+        bare[..word].eq_ignore_ascii_case(name)
+            && (*name != "k" || (bare.len() == text.len() && bare.starts_with('k')))
     })?;
     Some((found.1, text.len() - bare.len() + word))
 }
@@ -957,8 +1030,26 @@ fn words_at(text: &str, start: usize) -> Option<Found> {
 /// `with_and`: an "and" may join a fraction ("three and a half").
 fn words_from(text: &str, start: usize, with_and: bool) -> Option<Found> {
     const SMALL: [&str; 20] = [
-        "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
-        "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+        "zero",
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "seven",
+        "eight",
+        "nine",
+        "ten",
+        "eleven",
+        "twelve",
+        "thirteen",
+        "fourteen",
+        "fifteen",
+        "sixteen",
+        "seventeen",
+        "eighteen",
+        "nineteen",
     ];
     const TENS: [&str; 8] = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"];
     const SCALES: [(&str, i128); 4] = [
@@ -968,8 +1059,17 @@ fn words_from(text: &str, start: usize, with_and: bool) -> Option<Found> {
         ("trillion", 1_000_000_000_000),
     ];
     const PARTS: [(&str, i128); 11] = [
-        ("half", 2), ("halve", 2), ("third", 3), ("quarter", 4), ("fourth", 4), ("fifth", 5), ("sixth", 6),
-        ("seventh", 7), ("eighth", 8), ("ninth", 9), ("tenth", 10),
+        ("half", 2),
+        ("halve", 2),
+        ("third", 3),
+        ("quarter", 4),
+        ("fourth", 4),
+        ("fifth", 5),
+        ("sixth", 6),
+        ("seventh", 7),
+        ("eighth", 8),
+        ("ninth", 9),
+        ("tenth", 10),
     ];
     let word_at = |at: usize| -> Option<(String, usize)> {
         let rest = text.get(at..)?;
@@ -978,7 +1078,9 @@ fn words_from(text: &str, start: usize, with_and: bool) -> Option<Found> {
     };
     // Where the next word begins behind `at`, over a blank or a hyphen.
     let next_at = |at: usize| text[at..].starts_with([' ', '-']).then_some(at + 1);
-    let part = |word: &str| PARTS.iter().find(|(p, _)| word == *p || word.strip_suffix('s') == Some(*p)).map(|(_, n)| *n);
+    let part = |word: &str| {
+        PARTS.iter().find(|(p, _)| word == *p || word.strip_suffix('s') == Some(*p)).map(|(_, n)| *n)
+    };
     let mut negative = false;
     let mut at = start;
     let (mut word, mut word_end) = word_at(at)?;
@@ -991,7 +1093,9 @@ fn words_from(text: &str, start: usize, with_and: bool) -> Option<Found> {
     // "a hundred", "a dozen", "a half"
     if matches!(word.as_str(), "a" | "an") {
         let (next, _) = word_at(next_at(word_end)?)?;
-        let counted = part(&next).is_some() || matches!(next.as_str(), "hundred" | "dozen") || SCALES.iter().any(|(s, _)| *s == next);
+        let counted = part(&next).is_some()
+            || matches!(next.as_str(), "hundred" | "dozen")
+            || SCALES.iter().any(|(s, _)| *s == next);
         if !counted || next.ends_with('s') {
             return None;
         }
@@ -999,11 +1103,15 @@ fn words_from(text: &str, start: usize, with_and: bool) -> Option<Found> {
         at = next_at(word_end)?;
         (word, word_end) = word_at(at)?;
     }
-    let found = |value: Option<Number>, end: usize| Some(Found { start, end, value: value.map(|v| v.negative(negative)) });
+    let found = |value: Option<Number>, end: usize| {
+        Some(Found { start, end, value: value.map(|v| v.negative(negative)) })
+    };
     loop {
         let small = SMALL.iter().position(|s| *s == word).map(|n| n as i128);
         let tens = TENS.iter().position(|s| *s == word).map(|n| 20 + 10 * n as i128);
-        if let Some(n) = small.filter(|n| open && (current % 100 == 0 || (current % 10 == 0 && current % 100 >= 20 && (1..10).contains(n)))) {
+        if let Some(n) = small.filter(|n| {
+            open && (current % 100 == 0 || (current % 10 == 0 && current % 100 >= 20 && (1..10).contains(n)))
+        }) {
             current += n;
             open = false;
         } else if let Some(n) = tens.filter(|_| open && current % 100 == 0) {
@@ -1017,7 +1125,11 @@ fn words_from(text: &str, start: usize, with_and: bool) -> Option<Found> {
             (current, open) = (0, true);
         } else if let Some(below) = part(&word).filter(|below| {
             // "a half", "one third", "two thirds"; "twenty third" is an ordinal.
-            total == 0 && current < 20 && (current == 1 || (current == 0 && *below == 2 && end.is_none()) || (current > 1 && word.ends_with('s')))
+            total == 0
+                && current < 20
+                && (current == 1
+                    || (current == 0 && *below == 2 && end.is_none())
+                    || (current > 1 && word.ends_with('s')))
         }) {
             return found(Number::new(current.max(1), below, 0), word_end);
         } else {
@@ -1030,10 +1142,14 @@ fn words_from(text: &str, start: usize, with_and: bool) -> Option<Found> {
             return found_with_decimals(text, start, negative, total + current, following_end);
         }
         if following == "and" {
-            let Some((after, after_end)) = next_at(following_end).and_then(|at| Some((at, word_at(at)?.1))) else { break };
+            let Some((after, after_end)) = next_at(following_end).and_then(|at| Some((at, word_at(at)?.1)))
+            else {
+                break;
+            };
             // "three and a half"
             let fraction = with_and.then(|| words_from(text, after, false)).flatten();
-            if let Some(rest) = fraction.filter(|rest| rest.value.as_ref().is_some_and(|v| v.reduced().1 > 1)) {
+            if let Some(rest) = fraction.filter(|rest| rest.value.as_ref().is_some_and(|v| v.reduced().1 > 1))
+            {
                 let value = rest.value.and_then(|v| Number::whole(total + current).plus(&v));
                 return found(value, rest.end);
             }
@@ -1053,7 +1169,8 @@ fn words_from(text: &str, start: usize, with_and: bool) -> Option<Found> {
 
 /// "three point one four": the digits behind "point", which ends at `at`.
 fn found_with_decimals(text: &str, start: usize, negative: bool, whole: i128, at: usize) -> Option<Found> {
-    const DIGITS: [&str; 10] = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"];
+    const DIGITS: [&str; 10] =
+        ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"];
     let (mut digits, mut end, mut decimals) = (whole.to_string(), at, 0);
     while let Some(rest) = text[end..].strip_prefix([' ', '-']) {
         let length = rest.find(|c: char| !c.is_alphabetic()).unwrap_or(rest.len());

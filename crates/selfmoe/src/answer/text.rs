@@ -34,11 +34,16 @@ pub fn normalise(text: &str) -> String {
             },
             '\'' | '’' => {}
             // A decimal point, but not one that ends a sentence or an abbreviation.
-            '.' if next.is_ascii_digit() && (before.is_ascii_digit() || !before.is_alphanumeric()) => kept.push(c),
+            '.' if next.is_ascii_digit() && (before.is_ascii_digit() || !before.is_alphanumeric()) => {
+                kept.push(c)
+            }
             '.' => {}
             // Between digits it parts groups of three, or items.
             ',' if between(|c| c.is_ascii_digit()) && three_digits(&chars[at + 1..]) => {}
-            '-' if !before.is_alphanumeric() && !matches!(before, ')' | ']' | '-') && signs(&chars[at + 1..]) => {
+            '-' if !before.is_alphanumeric()
+                && !matches!(before, ')' | ']' | '-')
+                && signs(&chars[at + 1..]) =>
+            {
                 kept.push(c);
             }
             '+' if !before.is_alphanumeric() && before != '+' && next.is_ascii_digit() => {}
@@ -55,7 +60,9 @@ pub fn normalise(text: &str) -> String {
     }
     let words: Vec<&str> = kept.split_whitespace().collect();
     let article = |at: usize| {
-        let follows = words.get(at + 1).is_some_and(|next| next.chars().count() > 1 && next.starts_with(char::is_alphanumeric));
+        let follows = words
+            .get(at + 1)
+            .is_some_and(|next| next.chars().count() > 1 && next.starts_with(char::is_alphanumeric));
         follows && matches!(words[at], "a" | "an" | "the")
     };
     (0..words.len()).filter(|&at| !article(at)).map(|at| words[at]).collect::<Vec<_>>().join(" ")
