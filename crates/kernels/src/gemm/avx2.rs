@@ -12,6 +12,14 @@ use super::vector::Vector;
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2(__m256);
 
+impl Avx2 {
+    /// Of a register.
+    #[inline(always)]
+    pub(super) fn of(values: __m256) -> Self {
+        Self(values)
+    }
+}
+
 /// The sign bit of the first `lanes` lanes is set.
 ///
 /// # Safety

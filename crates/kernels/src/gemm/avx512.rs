@@ -12,6 +12,14 @@ use super::vector::Vector;
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512(__m512);
 
+impl Avx512 {
+    /// Of a register.
+    #[inline(always)]
+    pub(super) fn of(values: __m512) -> Self {
+        Self(values)
+    }
+}
+
 #[inline(always)]
 fn mask(lanes: usize) -> __mmask16 {
     ((1u32 << lanes) - 1) as __mmask16

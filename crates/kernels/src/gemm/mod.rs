@@ -12,6 +12,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod drive;
+pub(crate) mod integer;
 pub(crate) mod left;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -41,13 +42,17 @@ pub enum Accumulate {
     Add,
 }
 
-/// `y[m, n] = x[m, k] · Wᵀ`, W being `[n, k]`.
+/// `y[m, n] = x[m, k] · Wᵀ`, W being `[n, k]`. A weight that [rounds activations](Packed::rounding_activations) sees 16 bits of
+/// them.
 ///
 /// # Panics
 /// If the slices do not have these sizes.
 pub fn matmul(x: &[f32], m: usize, w: &Packed, y: &mut [f32], accumulate: Accumulate) {
     assert_eq!(x.len(), m * w.k(), "x is [{m}, {}]", w.k());
     assert_eq!(y.len(), m * w.n(), "y is [{m}, {}]", w.n());
+    if w.rounds_activations() {
+        return integer::matmul(x, m, w, y, accumulate);
+    }
     let isa = isa::active();
     #[cfg(target_arch = "x86_64")]
     if let (Some(tiles), Storage::Bf16) = (isa.tiles(), w.storage()) {
