@@ -97,7 +97,7 @@ pub(crate) struct ComputeFlags {
     /// Where the model is held and computes; so far cpu alone.
     #[arg(long, value_enum)]
     pub(crate) device: Option<Device>,
-    /// How frozen weights are kept: f32, bf16, int8 or int4.
+    /// How frozen weights are kept: f32, bf16 or int4 (int8 is for generation alone, and a run trains).
     #[arg(long, value_name = "KIND", value_parser = parse_name::<Precision>)]
     pub(crate) precision: Option<Precision>,
     #[command(flatten)]

@@ -38,6 +38,7 @@ pub struct Packed {
     n: usize,
     k: usize,
     storage: Storage,
+    rounds_activations: bool,
     panel_bytes: usize,
     data: Vec<Line>,
 }
@@ -183,7 +184,7 @@ impl Packed {
                 unsafe { std::slice::from_raw_parts_mut(data.as_mut_ptr().cast::<u8>(), data.len() * 64) };
             pool::for_each_chunk(bytes, panel_bytes, fill);
         }
-        Self { n, k, storage, panel_bytes, data }
+        Self { n, k, storage, rounds_activations: false, panel_bytes, data }
     }
 
     /// Outputs.
@@ -199,6 +200,17 @@ impl Packed {
     /// How the weights are kept.
     pub fn storage(&self) -> Storage {
         self.storage
+    }
+
+    /// The same weights; [`matmul`](crate::matmul) with them rounds activations to 16 bits by row and multiplies integers, which
+    /// is faster where several rows share a weight. For [`Storage::Int8`] and [`Storage::Q4`]; others stay as they are.
+    pub fn rounding_activations(self) -> Self {
+        Self { rounds_activations: matches!(self.storage, Storage::Int8 | Storage::Q4), ..self }
+    }
+
+    /// Whether [`Packed::rounding_activations`] made it.
+    pub fn rounds_activations(&self) -> bool {
+        self.rounds_activations
     }
 
     /// Bytes held.

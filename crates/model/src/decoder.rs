@@ -26,8 +26,9 @@ use crate::{
     weights::Checkpoint,
 };
 
-/// How frozen weights are kept for a pass. Activations are f32 everywhere (on a CPU with AMX, products round them to bf16
-/// unless the precision is f32).
+/// How frozen weights are kept for a pass. Activations are f32 between operations. With bf16, products on a CPU with AMX round
+/// them to bf16; with int8, products round them to 16 bits. With both, keys and values are kept as bf16 where heads are a
+/// multiple of 32 wide.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
@@ -36,8 +37,9 @@ pub enum Precision {
     /// Rounded to bfloat16: the default.
     #[default]
     Bf16,
-    /// 8-bit integers with a scale for 32 weights: for decoding, where reading weights is all the cost. A GGUF file's own
-    /// blocks of 8 and 4 bits (Q8_0, Q4_0, Q4_1, Q4_K) are kept as they are.
+    /// 8-bit integers with a scale for 32 weights, multiplied as integers with activations that are rounded to 16 bits by row:
+    /// for generation; nothing can be trained on it. A GGUF file's own blocks of 8 and 4 bits (Q8_0, Q4_0, Q4_1, Q4_K) are kept
+    /// as they are.
     Int8,
     /// 4-bit integers with a scale and a minimum for 32 weights: a large base in little memory. Of a GGUF file's blocks
     /// the same ones are kept, all others are held in 8 bits.
@@ -53,6 +55,11 @@ impl Precision {
             Self::Int8 => "int8",
             Self::Int4 => "int4",
         }
+    }
+
+    /// Whether experts and routers can be trained on it: passes with gradients see activations as they are.
+    pub fn trains(self) -> bool {
+        self != Self::Int8
     }
 }
 

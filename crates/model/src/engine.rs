@@ -274,6 +274,7 @@ pub trait Moments {
 pub struct Engine {
     /// Sizes and switches.
     pub config: ModelConfig,
+    precision: Precision,
     decoder: Box<dyn AnyDecoder>,
 }
 
@@ -303,7 +304,17 @@ impl Engine {
                 ));
             }
         };
-        Ok(Self { config: checkpoint.config.clone(), decoder })
+        Ok(Self { config: checkpoint.config.clone(), precision: options.precision, decoder })
+    }
+
+    fn check_trains(&self) -> Result<()> {
+        if self.precision.trains() {
+            return Ok(());
+        }
+        Err(crate::Error::Unsupported(format!(
+            "the precision {} is for generation, because it rounds activations: train with bf16, f32 or int4",
+            self.precision.name()
+        )))
     }
 
     /// Where it computes: `cpu`.
@@ -333,7 +344,7 @@ impl Engine {
     /// the next, where the router reads them: 4 bytes a number; it changes time and memory, not results.
     ///
     /// # Errors
-    /// A fault of the device.
+    /// A precision that is for generation; a fault of the device.
     pub fn trainer(
         &self,
         mixture: &Mixture,
@@ -341,14 +352,16 @@ impl Engine {
         memory: Memory,
         keep_states: bool,
     ) -> Result<Box<dyn Trainer + '_>> {
+        self.check_trains()?;
         self.decoder.trainer(mixture, trained, memory, keep_states)
     }
 
     /// Sums for routers of this kind.
     ///
     /// # Errors
-    /// A fault of the device.
+    /// A precision that is for generation; a fault of the device.
     pub fn moments(&self, router: &RouterConfig) -> Result<Box<dyn Moments + '_>> {
+        self.check_trains()?;
         self.decoder.moments(router)
     }
 

@@ -39,7 +39,8 @@ pub(crate) struct ModelFlags {
     /// Where the model is held and computes; so far cpu alone.
     #[arg(long, value_enum, default_value_t = Device::Cpu)]
     pub(crate) device: Device,
-    /// How frozen weights are kept: f32, bf16, int8 or int4.
+    /// How frozen weights are kept: f32, bf16, int8 (for generation: products of integers, with activations rounded to 16 bits)
+    /// or int4.
     #[arg(long, value_name = "KIND", default_value = "bf16", value_parser = parse_name::<Precision>)]
     pub(crate) precision: Precision,
     /// Number of threads, or `all`; results do not depend on it.

@@ -17,6 +17,7 @@ use crate::{
     config::Config,
     device::load_options,
     identity::text_hash,
+    output::usage_error,
     pull::{Cache, resolve_base},
 };
 
@@ -57,6 +58,13 @@ impl Models {
     /// Finds (and pulls) the base model of a configuration and checks its files.
     pub(crate) fn open(config: &Config, cache: &Cache) -> anyhow::Result<Self> {
         let options = load_options(config.device, config.precision, config.portable)?;
+        if !config.precision.trains() {
+            return Err(usage_error(format!(
+                "precision = {0:?}: a run trains, and {0} is for generation, because it rounds activations; use bf16, f32 or int4, \
+                 and --precision {0} to serve or evaluate what came of the run",
+                config.precision.name()
+            )));
+        }
         let path = resolve_base(&config.base, cache)?;
         let mut checkpoint = Checkpoint::open_with(&path, config.unused())?;
         checkpoint.tokenizer.parse_content(ContentTokens::parsed_if(config.parse_special));

@@ -229,6 +229,9 @@ fn precisions_that_the_portable_operations_lack() {
     check("portable in 8 bits", 2, &["int8", "portable", "bf16"], |sandbox| {
         configure(sandbox, "precision = \"f32\"", "precision = \"int8\"\nportable = true");
     });
+    check("a run in 8 bits", 2, &["int8", "trains", "bf16, f32 or int4"], |sandbox| {
+        configure(sandbox, "precision = \"f32\"", "precision = \"int8\"");
+    });
     let sandbox = tiny::sandbox();
     let output = sandbox.mixse([
         "inspect",

@@ -1,8 +1,6 @@
 //! Attention backward: the weights are computed again from the queries, keys and the forward pass's `lse`.
 
-use super::{AttentionShape, Block, Segment, TILE, gather, transpose_tiles};
-#[cfg(target_arch = "x86_64")]
-use super::{KvStorage, rounded};
+use super::{AttentionShape, Block, KvStorage, Segment, TILE, gather, rounded, transpose_tiles};
 use crate::gemm::Matrix;
 use crate::isa::{self, Available, multiversion};
 use crate::lanes::dot;
@@ -51,8 +49,8 @@ pub fn attention_backward(
     );
     assert!(segments.iter().all(|s| s.start + s.len <= tokens), "segments are inside of {tokens} tokens");
     // The forward pass's weights are those of rounded operands.
-    #[cfg(target_arch = "x86_64")]
     if shape.kv_storage() == KvStorage::Bf16 {
+        let q_len = if rounded::rounds_queries(isa) { q_len } else { 0 };
         return scratch::with(q_len + 2 * kv_len, |buffer| {
             let (rounded_q, buffer) = buffer.split_at_mut(q_len);
             let (rounded_k, rounded_v) = buffer.split_at_mut(kv_len);
@@ -63,7 +61,8 @@ pub fn attention_backward(
             }
             let gradients = AttentionGradients { dq, dk, dv };
             let shape = AttentionShape { bf16: false, ..shape };
-            let operands = (&*rounded_q, &*rounded_k, &*rounded_v);
+            let q = if rounded_q.is_empty() { q } else { &*rounded_q };
+            let operands = (q, &*rounded_k, &*rounded_v);
             attention_backward(operands, (out, dout, lse), segments, shape, gradients);
         });
     }

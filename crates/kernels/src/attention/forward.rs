@@ -3,29 +3,16 @@
 use std::ops::Range;
 
 use super::jobs::{Jobs, Queries, blocks, shared_blocks};
-#[cfg(target_arch = "x86_64")]
-use super::rounded;
 use super::{
     AttentionShape, Block, KvPool, KvPoolMut, KvStorage, PagedSegment, Run, SPAN, Segment, TILE, gather,
-    transpose_tiles,
+    rounded, transpose_tiles,
 };
-#[cfg(target_arch = "x86_64")]
-use crate::gemm::amx::HasTiles;
 use crate::gemm::{Matrix, transpose_with};
 use crate::isa::{self, Available, multiversion};
 use crate::lanes::{map_sum, max};
 use crate::pool::{self, Parts};
 use crate::scratch;
 use crate::vexp::{exp, tanh};
-
-/// The proof that goes with keys and values of bf16.
-#[cfg(target_arch = "x86_64")]
-fn tiles_of(isa: Available) -> HasTiles {
-    isa.tiles().expect("keys and values are bf16 where tiles multiply them")
-}
-
-/// Rows of an AMX tile.
-const TILE_ROWS: usize = 16;
 
 /// Attention of sequences that lie one after another.
 ///
@@ -61,7 +48,6 @@ pub fn attention(
         total += segment.len.div_ceil(TILE);
     }
     let isa = isa::active();
-    #[cfg(target_arch = "x86_64")]
     if shape.kv_storage() == KvStorage::Bf16 {
         return rounded_attention((q, k, v), segments, (&tiles, total), &shape, &jobs, out, lse);
     }
@@ -96,7 +82,6 @@ pub fn attention(
 }
 
 /// [`attention`] with keys and values as pairs of bf16: each head of a segment has pages of one tile.
-#[cfg(target_arch = "x86_64")]
 fn rounded_attention(
     (q, k, v): (&[f32], &[f32], &[f32]),
     segments: &[Segment],
@@ -167,7 +152,6 @@ pub fn store_paged(
             for (index, slot, len) in segment.runs(segment.kv_len - segment.q_len..segment.kv_len, page) {
                 let from = row * width + head * dim;
                 let at = (index * shape.kv_heads + head) * len_of_head;
-                #[cfg(target_arch = "x86_64")]
                 if storage == KvStorage::Bf16 {
                     // SAFETY: each head has its own part of every page.
                     let (keys, values) =
@@ -226,7 +210,7 @@ pub fn attention_paged(
     assert!(page > 0 && pool.k.len() == pool.v.len(), "k and v are pages of {page} tokens");
     assert!(
         pool.storage == KvStorage::F32 || (shape.kv_storage() == pool.storage && page.is_multiple_of(TILE)),
-        "pages of bf16 hold whole tiles, and the instruction set has these"
+        "pages of bf16 hold whole tiles"
     );
     let tokens = q.len() / shape.q_width();
     for segment in segments {
@@ -336,10 +320,10 @@ impl Work<'_> {
         self.members(block).iter().map(|queries| queries.rows.len() * self.shape.group()).sum()
     }
 
-    /// Rows of the buffers of a block: tiles write whole tiles of many rows, also behind the last one.
+    /// Rows of the buffers of a block.
     fn room(&self, block: usize) -> usize {
         let rows = self.rows(block);
-        if self.storage == KvStorage::Bf16 { rows + TILE_ROWS } else { rows }
+        if self.storage == KvStorage::Bf16 { rounded::room(self.isa, rows) } else { rows }
     }
 
     fn softmax_len(&self, block: usize) -> usize {
@@ -532,16 +516,8 @@ impl Rows<'_, '_> {
                 unsafe { queries.times(run.k, run.k_row, out, false) };
                 col += run.len;
             }
-            #[cfg(target_arch = "x86_64")]
-            KvStorage::Bf16 => rounded::with_queries(queries, rows, dim, |queries| {
-                debug_assert!(
-                    scores.len() >= rows.next_multiple_of(TILE_ROWS) * TILE || rows <= 2 * TILE_ROWS
-                );
-                // SAFETY: bf16 is stored where tiles are usable; a run is one tile; `scores` has room behind its rows.
-                unsafe { rounded::scores(tiles_of(isa), queries, (run.k, run.k_row), scores.as_mut_ptr()) };
-            }),
-            #[cfg(not(target_arch = "x86_64"))]
-            KvStorage::Bf16 => {}
+            // SAFETY: a run is one tile; `scores` has room behind its rows.
+            KvStorage::Bf16 => unsafe { rounded::scores(isa, queries, dim, (run.k, run.k_row), scores) },
         });
         let positions = members.iter().flat_map(|member| member.positions.clone());
         let mut states = states.chunks_exact_mut(2);
@@ -571,13 +547,8 @@ impl Rows<'_, '_> {
                 unsafe { weights.times(run.v, run.v_row, out, true) };
                 col += run.len;
             }
-            #[cfg(target_arch = "x86_64")]
             // SAFETY: as above; weights of keys that are not seen are 0, and their values numbers.
-            KvStorage::Bf16 => unsafe {
-                rounded::add_values(tiles_of(isa), scores, run.v, sums.as_mut_ptr(), dim)
-            },
-            #[cfg(not(target_arch = "x86_64"))]
-            KvStorage::Bf16 => {}
+            KvStorage::Bf16 => unsafe { rounded::add_values(isa, scores, run.v, sums, dim) },
         });
     }
 }

@@ -13,7 +13,6 @@
 mod backward;
 mod forward;
 mod jobs;
-#[cfg(target_arch = "x86_64")]
 mod rounded;
 #[cfg(test)]
 mod tests;
@@ -25,7 +24,7 @@ use std::ops::Range;
 
 use crate::gemm::left::Strided;
 use crate::gemm::{Matrix, strided, transpose_with};
-use crate::isa::{self, Available, Isa};
+use crate::isa::Available;
 
 /// Keys in a tile.
 pub(crate) const TILE: usize = 64;
@@ -65,7 +64,7 @@ pub enum KvStorage {
     /// As given.
     #[default]
     F32,
-    /// Rounded to bf16, in pairs that AMX tiles read. Queries and the softmax's weights are rounded too; sums are f32.
+    /// Rounded to bf16, in pairs; sums are f32. AMX tiles round queries and the softmax's weights too.
     Bf16,
 }
 
@@ -151,7 +150,7 @@ pub struct AttentionShape {
     pub window: Option<usize>,
     /// `cap · tanh(score / cap)` on the scaled scores.
     pub softcap: Option<f32>,
-    /// Queries, keys, values and weights may be rounded to bf16.
+    /// Keys and values (with AMX queries and weights too) may be rounded to bf16.
     pub bf16: bool,
 }
 
@@ -171,13 +170,9 @@ impl AttentionShape {
         self.kv_heads * self.head_dim
     }
 
-    /// How keys and values are kept and multiplied with the instruction set in use: tiles need heads of whole steps.
+    /// How keys and values are kept and multiplied: whole steps of tiles and whole registers are a multiple of 32 wide.
     pub fn kv_storage(&self) -> KvStorage {
-        if self.bf16 && self.head_dim.is_multiple_of(32) && isa::active().isa() == Isa::Amx {
-            KvStorage::Bf16
-        } else {
-            KvStorage::F32
-        }
+        if self.bf16 && self.head_dim.is_multiple_of(32) { KvStorage::Bf16 } else { KvStorage::F32 }
     }
 
     /// Elements of a page of keys (and of one of values).

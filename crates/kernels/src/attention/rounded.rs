@@ -1,54 +1,91 @@
-//! Attention by AMX tiles: keys and values as pairs of bf16.
+//! Attention with keys and values as pairs of bf16. AMX tiles round queries and the softmax's weights too; other
+//! instruction sets widen keys and values and multiply in f32.
 
 use super::TILE;
-use crate::gemm::amx::HasTiles;
-use crate::gemm::amx::left::{LeftTiles, Rounded};
-use crate::gemm::{amx, transpose_with};
+#[cfg(target_arch = "x86_64")]
+use crate::gemm::amx::{self, left::Rounded};
+use crate::gemm::left::RowMajor;
+use crate::gemm::{Matrix, bf16_pairs, transpose_with};
 use crate::isa::{Available, multiversion};
 use crate::scratch;
 
-/// Some queries, rounded.
-pub(super) type Queries<'a> = LeftTiles<'a>;
+/// Rows of an AMX tile.
+#[cfg(target_arch = "x86_64")]
+const TILE_ROWS: usize = 16;
 
-/// Calls `body` with `queries`, `[rows, dim]`, rounded.
-pub(super) fn with_queries<T>(
-    queries: &[f32],
-    rows: usize,
-    dim: usize,
-    body: impl FnOnce(Queries<'_>) -> T,
-) -> T {
-    Rounded::with(queries, rows, dim, body)
+/// Rows that buffers of `rows` rows need: AMX tiles also write behind the last one.
+pub(super) fn room(isa: Available, rows: usize) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if isa.tiles().is_some() {
+        return rows + TILE_ROWS;
+    }
+    let _ = isa;
+    rows
 }
 
-/// `scores [rows, 64] = queries · keys` for a tile of keys, `[dim / 2]` rows of 64 pairs, `keys.1` apart.
+/// Whether queries (and the softmax's weights) are rounded as well.
+pub(super) fn rounds_queries(isa: Available) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return isa.tiles().is_some();
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = isa;
+        false
+    }
+}
+
+/// `scores [rows, 64] = queries [rows, dim] · keys` for a tile of keys, `[dim / 2]` rows of 64 pairs, `keys.1` apart.
 ///
 /// # Safety
-/// `keys` has `dim / 2` rows of a whole tile; `scores` has the rows, more than 32 rounded up to 16.
+/// `keys` has `dim / 2` rows of a whole tile; `scores` has [`room`] for the rows.
 pub(super) unsafe fn scores(
-    tiles: HasTiles,
-    queries: Queries<'_>,
+    isa: Available,
+    queries: &[f32],
+    dim: usize,
     keys: (*const f32, usize),
-    scores: *mut f32,
+    scores: &mut [f32],
 ) {
+    let rows = queries.len() / dim;
+    debug_assert!(scores.len() >= rows * TILE, "scores of {rows} rows");
+    #[cfg(target_arch = "x86_64")]
+    if let Some(tiles) = isa.tiles() {
+        return Rounded::with(queries, rows, dim, |queries| {
+            let to = scores.as_mut_ptr();
+            // SAFETY: the caller's promise.
+            unsafe { amx::times(tiles, queries, (keys.0.cast(), keys.1), TILE, (to, TILE), false) }
+        });
+    }
+    let queries = RowMajor { start: queries.as_ptr(), row: dim };
+    let out = Matrix { start: scores.as_mut_ptr(), row: TILE, rows, cols: TILE };
     // SAFETY: the caller's promise.
-    unsafe { amx::times(tiles, queries, (keys.0.cast(), keys.1), TILE, (scores, TILE), false) }
+    unsafe { bf16_pairs(isa, queries, dim, (keys.0.cast(), keys.1), out, false) }
 }
 
 /// `sums [rows, dim] += weights [rows, 64] · values` for a tile of values, `[32]` rows of `dim` pairs of tokens.
 ///
 /// # Safety
-/// `values` is a whole tile; `sums` has the rows, more than 32 rounded up to 16.
+/// `values` is a whole tile; `sums` has [`room`] for the rows.
 pub(super) unsafe fn add_values(
-    tiles: HasTiles,
+    isa: Available,
     weights: &[f32],
     values: *const f32,
-    sums: *mut f32,
+    sums: &mut [f32],
     dim: usize,
 ) {
-    Rounded::with(weights, weights.len() / TILE, TILE, |weights| {
-        // SAFETY: the caller's promise.
-        unsafe { amx::times(tiles, weights, (values.cast(), dim), dim, (sums, dim), true) }
-    });
+    let rows = weights.len() / TILE;
+    debug_assert!(sums.len() >= rows * dim, "sums of {rows} rows");
+    #[cfg(target_arch = "x86_64")]
+    if let Some(tiles) = isa.tiles() {
+        return Rounded::with(weights, rows, TILE, |weights| {
+            let to = sums.as_mut_ptr();
+            // SAFETY: the caller's promise.
+            unsafe { amx::times(tiles, weights, (values.cast(), dim), dim, (to, dim), true) }
+        });
+    }
+    let weights = RowMajor { start: weights.as_ptr(), row: TILE };
+    let out = Matrix { start: sums.as_mut_ptr(), row: dim, rows, cols: dim };
+    // SAFETY: the caller's promise.
+    unsafe { bf16_pairs(isa, weights, TILE, (values.cast(), dim), out, true) }
 }
 
 /// Puts a head's keys and values of `count` tokens (rows of `k` and `v`, `width` apart) into their places in a page, from token

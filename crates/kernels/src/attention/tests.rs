@@ -1,6 +1,7 @@
 use half::bf16;
 
 use super::*;
+use crate::isa::Isa;
 use crate::pool;
 use crate::testing::{assert_near, each_isa, finite_difference, values};
 

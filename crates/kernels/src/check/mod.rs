@@ -113,6 +113,18 @@ pub const CHECKS: &[Check] = &[
         run: |t| products::forward(t, Storage::Q4),
     },
     Check {
+        kernel: "matmul int8, integers",
+        tolerance: 5e-7,
+        reason: "exact sums of 32 in f32 chains; activations are rounded to 16 bits, and so does the formula",
+        run: |t| products::rounding(t, Storage::Int8),
+    },
+    Check {
+        kernel: "matmul int4, integers",
+        tolerance: 5e-7,
+        reason: "as for int8, integers",
+        run: |t| products::rounding(t, Storage::Q4),
+    },
+    Check {
         kernel: "matmul_transposed f32",
         tolerance: 5e-7,
         reason: SUMS,

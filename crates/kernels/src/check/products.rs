@@ -1,7 +1,7 @@
 //! Products: with weights in every storage, and of f32 matrices.
 
 use super::{Amount, Sum, Trial, values};
-use crate::gemm::{Accumulate, View, gemm, matmul, matmul_transposed};
+use crate::gemm::{Accumulate, View, gemm, integer, matmul, matmul_transposed};
 use crate::packed::{Packed, Storage};
 
 /// (m, n, k): below, at and above the sizes of tiles, panels and chains.
@@ -55,6 +55,28 @@ pub(super) fn forward(trial: &mut Trial, storage: Storage) {
     }
     let (m, n, k) = LARGE;
     let (x, (packed, _), mut y) = (values(m * k, 2), weight(n, k, storage), vec![0.0; m * n]);
+    trial.time(operations(LARGE), || matmul(&x, m, &packed, &mut y, Accumulate::Overwrite));
+}
+
+/// With activations rounded to 16 bits, against the formula of the rounded ones.
+pub(super) fn rounding(trial: &mut Trial, storage: Storage) {
+    for (m, n, k) in SHAPES {
+        let (packed, dense) = weight(n, k, storage);
+        let packed = packed.rounding_activations();
+        let x = values(m * k, 2);
+        let seen = integer::seen(&x, k);
+        for (accumulate, start, counts) in STARTS {
+            let mut y = vec![start; m * n];
+            matmul(&x, m, &packed, &mut y, accumulate);
+            trial.compare(&format!("{m} x {n} x {k}, {accumulate:?}"), &y, |at| {
+                let (x, w) = (&seen[at / n * k..][..k], &dense[at % n * k..][..k]);
+                Sum::of(counts) + Sum::dot(x.iter().copied().zip(w.iter().copied()))
+            });
+        }
+    }
+    let (m, n, k) = LARGE;
+    let packed = weight(n, k, storage).0.rounding_activations();
+    let (x, mut y) = (values(m * k, 2), vec![0.0; m * n]);
     trial.time(operations(LARGE), || matmul(&x, m, &packed, &mut y, Accumulate::Overwrite));
 }
 

@@ -12,6 +12,14 @@ use super::vector::Vector;
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2(__m256);
 
+impl Avx2 {
+    /// Of a register.
+    #[inline(always)]
+    pub(super) fn of(values: __m256) -> Self {
+        Self(values)
+    }
+}
+
 /// The sign bit of the first `lanes` lanes is set.
 ///
 /// # Safety
@@ -202,9 +210,9 @@ unsafe impl Vector for Avx2 {
         unsafe { tile::chains::<Avx2>(rounds) }
     }
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn unpack<S: Source<Self>>(source: S, range: Range<usize>, to: *mut f32) {
+    unsafe fn unpack<S: Source<Self>>(source: S, range: Range<usize>, to: *mut f32, row: usize) {
         // SAFETY: the promise of this function's caller is what `tile::unpack` asks for; AVX2, FMA and F16C are available here.
-        unsafe { tile::unpack(source, range, to) }
+        unsafe { tile::unpack(source, range, to, row) }
     }
 }
 

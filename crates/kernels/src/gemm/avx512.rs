@@ -12,6 +12,14 @@ use super::vector::Vector;
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512(__m512);
 
+impl Avx512 {
+    /// Of a register.
+    #[inline(always)]
+    pub(super) fn of(values: __m512) -> Self {
+        Self(values)
+    }
+}
+
 #[inline(always)]
 fn mask(lanes: usize) -> __mmask16 {
     ((1u32 << lanes) - 1) as __mmask16
@@ -175,9 +183,9 @@ unsafe impl Vector for Avx512 {
         unsafe { tile::chains::<Avx512>(rounds) }
     }
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    unsafe fn unpack<S: Source<Self>>(source: S, range: Range<usize>, to: *mut f32) {
+    unsafe fn unpack<S: Source<Self>>(source: S, range: Range<usize>, to: *mut f32, row: usize) {
         // SAFETY: the promise of this function's caller is what `tile::unpack` asks for; AVX-512 is available here.
-        unsafe { tile::unpack(source, range, to) }
+        unsafe { tile::unpack(source, range, to, row) }
     }
 }
 

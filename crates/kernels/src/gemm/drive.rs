@@ -10,7 +10,7 @@ use super::left::{ColMajor, Interleaved, RowMajor, Rows, Strided};
 #[cfg(target_arch = "aarch64")]
 use super::neon::Neon;
 use super::portable::Portable;
-use super::source::{FewFloats, Floats, Packing, Prefetch, Source};
+use super::source::{FewFloats, Floats, Packing, PairsBf16, Prefetch, Source};
 use super::tile::{CHAIN, Epilogue, PANEL, Sums, most_rows};
 use super::vector::Vector;
 use crate::isa::{Available, Isa};
@@ -496,6 +496,56 @@ unsafe fn dense<V: Vector, A: Rows>(a: A, depth: usize, b: *const f32, ldb: usiz
             narrow::<V, _, _>(out.rows, 0..1, a, depth, source, epilogue.shifted(0, full * width));
         }
     }
+}
+
+/// From so many rows on, pairs of bf16 are written as f32 once instead of being widened for each few rows.
+const WIDENED_ROWS: usize = 16;
+
+/// [`strided`] for a right matrix of bf16 in pairs of k: `b` is `[depth / 2]` rows of words `ldb` apart, the left matrix has rows
+/// of consecutive values, and the output's columns are a multiple of 32. The same bits as [`strided`] gives for the widened values.
+///
+/// # Safety
+/// The matrices are valid for their sizes.
+pub(crate) unsafe fn bf16_pairs(
+    isa: Available,
+    a: RowMajor,
+    depth: usize,
+    (b, ldb): (*const u32, usize),
+    out: Matrix,
+    add: bool,
+) {
+    debug_assert!(out.cols.is_multiple_of(PANEL) && depth.is_multiple_of(2), "whole sub-panels and pairs");
+    // SAFETY: the caller's promise.
+    unsafe { by_isa!(isa, bf16_pairs_with(a, depth, (b, ldb), out, add)) }
+}
+
+/// # Safety
+/// As for [`bf16_pairs`].
+unsafe fn bf16_pairs_with<V: Vector>(
+    a: RowMajor,
+    depth: usize,
+    (b, ldb): (*const u32, usize),
+    out: Matrix,
+    add: bool,
+) {
+    let width = 2 * V::LANES;
+    let source = |s| PairsBf16 { start: b.wrapping_add(s * width), row: ldb };
+    let subs = 0..out.cols / width;
+    if out.rows < WIDENED_ROWS {
+        let sums = if add { Sums::Continue } else { Sums::Write };
+        let epilogue = Epilogue { to: out.start, row: out.row, cols: out.cols, sums };
+        // SAFETY: the caller's promise.
+        return unsafe { narrow::<V, _, _>(out.rows, subs, a, depth, source, epilogue) };
+    }
+    scratch::with(depth * out.cols, |wide| {
+        // SAFETY: the caller's promise; `wide` has `depth` rows of all columns.
+        unsafe {
+            for sub in subs {
+                V::unpack(source(sub), 0..depth, wide.as_mut_ptr().add(sub * width), out.cols);
+            }
+            dense::<V, _>(a, depth, wide.as_ptr(), out.cols, out, add);
+        }
+    });
 }
 
 /// `out[j] = x · rows[j]`, on the calling thread; `rows` is `[out.len(), x.len()]`.

@@ -12,6 +12,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod drive;
+pub(crate) mod integer;
 pub(crate) mod left;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -22,7 +23,7 @@ pub(crate) mod vector;
 
 use std::ops::Range;
 
-pub(crate) use drive::{Matrix, chains, dots, strided, transpose_with};
+pub(crate) use drive::{Matrix, bf16_pairs, chains, dots, strided, transpose_with};
 use drive::{Product, Right, Strategy};
 use left::{RowMajor, Strided};
 use source::{GROUP, Packing, Source};
@@ -41,13 +42,17 @@ pub enum Accumulate {
     Add,
 }
 
-/// `y[m, n] = x[m, k] · Wᵀ`, W being `[n, k]`.
+/// `y[m, n] = x[m, k] · Wᵀ`, W being `[n, k]`. A weight that [rounds activations](Packed::rounding_activations) sees 16 bits of
+/// them.
 ///
 /// # Panics
 /// If the slices do not have these sizes.
 pub fn matmul(x: &[f32], m: usize, w: &Packed, y: &mut [f32], accumulate: Accumulate) {
     assert_eq!(x.len(), m * w.k(), "x is [{m}, {}]", w.k());
     assert_eq!(y.len(), m * w.n(), "y is [{m}, {}]", w.n());
+    if w.rounds_activations() {
+        return integer::matmul(x, m, w, y, accumulate);
+    }
     let isa = isa::active();
     #[cfg(target_arch = "x86_64")]
     if let (Some(tiles), Storage::Bf16) = (isa.tiles(), w.storage()) {
@@ -253,7 +258,7 @@ unsafe fn unpack_panel<V: Vector>(w: &Packed, panel: usize, depth: Range<usize>,
             for sub in 0..PANEL / width {
                 let source = source(self.panel * (PANEL / width) + sub);
                 // SAFETY: the promise of `unpack_panel`'s caller.
-                unsafe { V::unpack(source, self.depth.clone(), self.to.wrapping_add(sub * width)) }
+                unsafe { V::unpack(source, self.depth.clone(), self.to.wrapping_add(sub * width), PANEL) }
             }
         }
     }

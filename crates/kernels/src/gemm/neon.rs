@@ -204,9 +204,9 @@ unsafe impl Vector for Neon {
         // SAFETY: the promise of this function's caller is what `tile::chains` asks for; NEON is available here.
         unsafe { tile::chains::<Neon>(rounds) }
     }
-    unsafe fn unpack<S: Source<Self>>(source: S, range: Range<usize>, to: *mut f32) {
+    unsafe fn unpack<S: Source<Self>>(source: S, range: Range<usize>, to: *mut f32, row: usize) {
         // SAFETY: the promise of this function's caller is what `tile::unpack` asks for; NEON is available here.
-        unsafe { tile::unpack(source, range, to) }
+        unsafe { tile::unpack(source, range, to, row) }
     }
 }
 

@@ -134,8 +134,8 @@ unsafe impl Vector for Portable {
         // SAFETY: the promise of this function's caller is what `tile::chains` asks for.
         unsafe { tile::chains::<Portable>(rounds) }
     }
-    unsafe fn unpack<S: Source<Self>>(source: S, range: Range<usize>, to: *mut f32) {
+    unsafe fn unpack<S: Source<Self>>(source: S, range: Range<usize>, to: *mut f32, row: usize) {
         // SAFETY: the promise of this function's caller is what `tile::unpack` asks for.
-        unsafe { tile::unpack(source, range, to) }
+        unsafe { tile::unpack(source, range, to, row) }
     }
 }

@@ -251,6 +251,42 @@ unsafe impl<V: Vector> Source<V> for PackedBf16 {
     }
 }
 
+/// bf16 values in pairs of consecutive k, `[k / 2]` rows of words `row` apart, the even k in the lower half: keys and values
+/// of attention.
+#[derive(Clone, Copy)]
+pub(crate) struct PairsBf16 {
+    pub(crate) start: *const u32,
+    pub(crate) row: usize,
+}
+
+// SAFETY: reads row k / 2 of a matrix with all columns of the sub-panel.
+unsafe impl<V: Vector> Source<V> for PairsBf16 {
+    const STEP: usize = 2;
+    const GROUP: usize = 2;
+    // The words that both values of k are made of.
+    const HELD: usize = 2;
+    type Raw = [V::Words; 2];
+    type Constants = ();
+
+    #[inline(always)]
+    unsafe fn constants(self, _k: usize) {}
+    #[inline(always)]
+    unsafe fn raw(self, k: usize) -> Self::Raw {
+        // SAFETY: the trait's contract.
+        unsafe {
+            let from = self.start.add(k / 2 * self.row);
+            [V::load_words(from), V::load_words(from.add(V::LANES))]
+        }
+    }
+    #[inline(always)]
+    unsafe fn value(raw: Self::Raw, constants: (), index: usize) -> [V; 2] {
+        // SAFETY: the trait's contract.
+        unsafe { <PackedBf16 as Source<V>>::value(raw, constants, index) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(self, _k: usize) {}
+}
+
 /// Values of k that share a scale.
 pub(crate) const GROUP: usize = 32;
 

@@ -150,12 +150,17 @@ pub(crate) unsafe fn tile<V: Vector, A: Left, S: Source<V>, const M: usize, cons
     }
 }
 
-/// Writes the sub-panel's weights of `range` as f32, `PANEL` columns apart; the first k goes to `to`.
+/// Writes the sub-panel's weights of `range` as f32, rows `row` apart; the first k goes to `to`.
 ///
 /// # Safety
 /// As for [`Vector`]; `range.start` is a multiple of the source's group.
 #[inline(always)]
-pub(crate) unsafe fn unpack<V: Vector, S: Source<V>>(source: S, range: Range<usize>, to: *mut f32) {
+pub(crate) unsafe fn unpack<V: Vector, S: Source<V>>(
+    source: S,
+    range: Range<usize>,
+    to: *mut f32,
+    row: usize,
+) {
     // SAFETY: the caller's promise.
     unsafe {
         let mut group = range.start;
@@ -167,7 +172,7 @@ pub(crate) unsafe fn unpack<V: Vector, S: Source<V>>(source: S, range: Range<usi
                 let raw = source.raw(k);
                 for index in 0..S::STEP.min(end - k) {
                     let [left, right] = S::value(raw, constants, index);
-                    let to = to.add((k + index - range.start) * PANEL);
+                    let to = to.add((k + index - range.start) * row);
                     left.store(to);
                     right.store(to.add(V::LANES));
                 }

@@ -69,7 +69,7 @@ pub(crate) unsafe trait Vector: Copy {
     /// [`super::tile::dots`], compiled for this instruction set.
     unsafe fn dots<const J: usize>(len: usize, x: *const f32, rows: *const f32, row: usize, out: *mut f32);
     /// [`super::tile::unpack`], compiled for this instruction set.
-    unsafe fn unpack<S: Source<Self>>(source: S, range: Range<usize>, to: *mut f32);
+    unsafe fn unpack<S: Source<Self>>(source: S, range: Range<usize>, to: *mut f32, row: usize);
     /// [`super::tile::chains`], compiled for this instruction set.
     unsafe fn chains(rounds: usize) -> f32;
 }

@@ -89,6 +89,10 @@ struct Report {
 struct Measured {
     tokens_per_s: f64,
     share_of_ceiling: f64,
+    /// Where it ran.
+    device: &'static str,
+    /// What the processor ran it with.
+    instruction_set: String,
     /// Speed as a share of the same work's without a mixture, where that was measured too.
     #[serde(skip_serializing_if = "Option::is_none")]
     ratio_to_plain: Option<f64>,
@@ -139,10 +143,17 @@ impl fmt::Display for Report {
             self.ceilings.amx_gflops.map_or(String::new(), |g| format!(", {g:.0} GFLOP/s AMX bf16"))
         )?;
         for (row, measured) in &self.rows {
-            let Measured { tokens_per_s, share_of_ceiling, ratio_to_plain, peak_rss_mb } = measured;
+            let Measured {
+                tokens_per_s,
+                share_of_ceiling,
+                device,
+                instruction_set,
+                ratio_to_plain,
+                peak_rss_mb,
+            } = measured;
             write!(
                 f,
-                "{:28} {tokens_per_s:>9.1} tokens/s {:>6.1} % of its ceiling",
+                "{:28} {tokens_per_s:>9.1} tokens/s {:>6.1} % of its ceiling   {device}, {instruction_set}",
                 row.to_string(),
                 100.0 * share_of_ceiling
             )?;
@@ -187,7 +198,11 @@ pub(super) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     if args.growth {
         growth = Some(growth::measure(&bench)?);
     } else {
-        let usual = row::usual();
+        let mut usual = row::usual();
+        if args.only.is_empty() && !args.model.precision.trains() {
+            note(format_args!("no training rows: {} is for generation", args.model.precision.name()));
+            usual.retain(|row| !row.work.trains());
+        }
         for row in if args.only.is_empty() { &usual } else { &args.only } {
             note(format_args!("{row} …"));
             memory::release();
@@ -200,6 +215,8 @@ pub(super) fn run(args: &BenchArgs) -> anyhow::Result<()> {
                 Measured {
                     tokens_per_s: round((row.rows * row.tokens) as f64 / seconds, 1),
                     share_of_ceiling: round(bench.least_seconds(row, &ceilings) / seconds, 4),
+                    device: opened.engine.backend(),
+                    instruction_set: ceilings.isa.to_string(),
                     ratio_to_plain: None,
                     peak_rss_mb: peak.filter(|_| alone).map(megabytes),
                 },

@@ -33,6 +33,11 @@ impl Work {
         ("mixture_generate", Self::MixtureGenerate),
     ];
 
+    /// It has gradients.
+    pub(super) fn trains(self) -> bool {
+        matches!(self, Self::LoraTrain | Self::RouterTrain)
+    }
+
     fn is_mixture(self) -> bool {
         matches!(self, Self::RouterTrain | Self::MixtureGenerate)
     }

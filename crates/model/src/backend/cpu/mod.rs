@@ -128,9 +128,15 @@ fn storage(precision: Precision) -> Storage {
     }
 }
 
+/// Reads one frozen matrix and packs it; products with it round activations where the precision says so.
+fn hold(checkpoint: &Checkpoint, name: &str, precision: Precision) -> Result<Packed> {
+    let packed = pack(checkpoint, name, storage(precision))?;
+    Ok(if precision == Precision::Int8 { packed.rounding_activations() } else { packed })
+}
+
 /// Reads one frozen matrix and packs it. For 8 and for 4 bits the file's own blocks are kept as they are where there are
 /// kernels for them; other blocks of a file are held in 8 bits, so that nothing is cut twice.
-fn hold(checkpoint: &Checkpoint, name: &str, mut storage: Storage) -> Result<Packed> {
+fn pack(checkpoint: &Checkpoint, name: &str, mut storage: Storage) -> Result<Packed> {
     if matches!(storage, Storage::Int8 | Storage::Q4)
         && let Some(blocks) = checkpoint.quantized(name)?
     {
@@ -164,13 +170,12 @@ impl Backend for Cpu {
     }
 
     fn load(&self, checkpoint: &Checkpoint, precision: Precision) -> Result<(Vec<Block>, Ends<Packed>)> {
-        let storage = storage(precision);
-        let hold = &mut |name: &str| hold(checkpoint, name, storage);
+        let hold = &mut |name: &str| hold(checkpoint, name, precision);
         let ends = Ends::load(checkpoint, hold)?;
         let blocks = (0..checkpoint.config.blocks.len())
             .map(|index| {
                 let mut spec = BlockSpec::new(&checkpoint.config, index);
-                spec.attention.bf16 = precision == Precision::Bf16;
+                spec.attention.bf16 = matches!(precision, Precision::Bf16 | Precision::Int8);
                 let weights = BlockWeights::load(checkpoint, index, hold)?;
                 Ok(Block { index, fused: FusedBlock { spec, weights } })
             })
