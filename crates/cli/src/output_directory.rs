@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use mixse_files::{Existing, OutputDirectory, OutputError};
+use mixse_files::{Below, Existing, OutputDirectory, OutputError};
 
 use crate::{args::ForceFlag, output::usage_error};
 
@@ -32,20 +32,28 @@ const KNOWN: &[&str] = &[
     "LICENSE",
 ];
 
-fn existing(force: ForceFlag) -> Existing<'static> {
-    if force.force { Existing::Replace(KNOWN) } else { Existing::Refuse }
+fn existing(force: ForceFlag, below: Below) -> Existing {
+    if force.force { Existing::Replace(KNOWN, below) } else { Existing::Refuse }
 }
 
-/// Refuses an `--out` that is or contains one of the inputs, or that holds something which may not be replaced. To be called before any
-/// work is done; nothing is written.
-pub(crate) fn check(out: &Path, inputs: &[&Path], force: ForceFlag) -> anyhow::Result<()> {
-    OutputDirectory::check(out, inputs, existing(force)).map_err(told)
+/// Refuses an `--out` that is or contains one of the inputs, or that holds something which may not be replaced, directories other than those
+/// `below` among it. To be called before any work is done; nothing is written.
+pub(crate) fn check(out: &Path, inputs: &[&Path], force: ForceFlag, below: Below) -> anyhow::Result<()> {
+    OutputDirectory::check(out, inputs, &existing(force, below)).map_err(told)
 }
 
 /// The directory, to be filled and committed.
-pub(crate) fn create(out: &Path, inputs: &[&Path], force: ForceFlag) -> anyhow::Result<OutputDirectory> {
-    OutputDirectory::create(out, inputs, existing(force)).map_err(told)
+pub(crate) fn create(
+    out: &Path,
+    inputs: &[&Path],
+    force: ForceFlag,
+    below: Below,
+) -> anyhow::Result<OutputDirectory> {
+    OutputDirectory::create(out, inputs, existing(force, below)).map_err(told)
 }
+
+/// The command writes files alone, and replaces no directories.
+pub(crate) const NO_DIRECTORIES: Below = Below::Named(Vec::new());
 
 fn told(error: OutputError) -> anyhow::Error {
     match error {
@@ -57,7 +65,7 @@ fn told(error: OutputError) -> anyhow::Error {
 /// The same for a directory that a command adds to and continues in: refused if it is an input, or if it holds something and is not `ours`, the
 /// directory of an earlier such call, unless `force` says that files of the command's names may be replaced.
 pub(crate) fn check_resumable(out: &Path, inputs: &[&Path], ours: bool, force: bool) -> anyhow::Result<()> {
-    match OutputDirectory::check(out, inputs, Existing::Refuse) {
+    match OutputDirectory::check(out, inputs, &Existing::Refuse) {
         Err(OutputError::NotEmpty(_) | OutputError::ContainsInput { .. }) if ours || force => Ok(()),
         Err(refused) => Err(told(refused)),
         Ok(()) => Ok(()),

@@ -18,13 +18,18 @@ const MAX_FILE_BYTES: u64 = 4 << 30;
 /// # Errors
 /// The file cannot be read, or another line is not a row.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
-    let text = match mixse_files::read_text(path, MAX_FILE_BYTES) {
-        Ok(text) => text,
+    let mut bytes = match mixse_files::read(path, MAX_FILE_BYTES) {
+        Ok(bytes) => bytes,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(e) => return Err(Error::io(path, e)),
     };
-    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-    Ok(parse(path, whole)?.into_iter().map(|(_, row)| row).collect())
+    // The unfinished line may end inside a character.
+    bytes.truncate(bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |last| last + 1));
+    let whole = String::from_utf8(bytes).map_err(|e| {
+        let line = 1 + e.as_bytes()[..e.utf8_error().valid_up_to()].iter().filter(|&&b| b == b'\n').count();
+        Error::row(path, line, "not UTF-8".to_owned())
+    })?;
+    Ok(parse(path, &whole)?.into_iter().map(|(_, row)| row).collect())
 }
 
 /// Reads a complete data file; empty lines are ignored. Rows come with their line number, from 1.
@@ -131,6 +136,24 @@ mod tests {
         assert_eq!(read::<u32>(&path).unwrap(), [1, 2, 4]);
         write(&path, &[5]).unwrap();
         assert_eq!(read::<u32>(&path).unwrap(), [5]);
+    }
+
+    #[test]
+    fn an_unfinished_line_may_end_anywhere() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("rows.jsonl");
+        let whole = "\"eins\"\n\"zwölf\"\n".as_bytes();
+        for cut in 0..=whole.len() {
+            std::fs::write(&path, &whole[..cut]).unwrap();
+            let expected: &[&str] = match cut {
+                0..7 => &[],
+                _ if cut < whole.len() => &["eins"],
+                _ => &["eins", "zwölf"],
+            };
+            assert_eq!(read::<String>(&path).unwrap(), expected, "cut at {cut}");
+        }
+        std::fs::write(&path, b"1\n\xff\n").unwrap();
+        assert!(read::<u32>(&path).unwrap_err().to_string().contains("rows.jsonl:2: not UTF-8"));
     }
 
     #[test]

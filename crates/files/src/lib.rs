@@ -17,8 +17,8 @@ pub use append::Appender;
 pub use atomic::{
     AtomicFile, TEMPORARY_PREFIX, is_temporary, temporary_directory, temporary_file, write_atomic,
 };
-pub use output::{Existing, OutputDirectory, OutputError};
-pub use read::{Refused, open, read, read_json, read_prefix, read_text};
+pub use output::{Below, Existing, OutputDirectory, OutputError};
+pub use read::{Refused, is_there, open, read, read_json, read_prefix, read_text};
 pub use tree::{
     create_directory, files_below, hash_bytes, hash_path, hash_reader, link_tree, replace_directory,
     sync_directory, sync_tree,

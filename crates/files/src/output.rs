@@ -8,18 +8,43 @@ use std::{
 use tempfile::TempDir;
 
 use crate::{
-    atomic::{is_temporary, temporary_directory},
+    atomic::temporary_directory,
     tree::{create_directory, files_below, is_empty, parent, replace_directory, sync_tree},
 };
 
 /// What becomes of a directory that holds something already.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Existing<'a> {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Existing {
     /// It is refused.
     Refuse,
-    /// It is replaced, if every file in it has one of these names: a directory that holds anything else was not made by such a
-    /// command, and what is in it would be lost.
-    Replace(&'a [&'a str]),
+    /// It is replaced, if every file in it has one of these names and lies in it or in a directory that goes with it: a directory
+    /// that holds anything else was not made by such a command, and what is in it would be lost.
+    Replace(&'static [&'static str], Below),
+}
+
+/// Which directories below one are replaced with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Below {
+    /// Those of these names; often none.
+    Named(Vec<String>),
+    /// Any: it is not known yet which will be written.
+    Any,
+}
+
+impl Existing {
+    /// The first file in a directory that may not be replaced.
+    fn first_foreign(&self, directory: &Path) -> io::Result<Option<PathBuf>> {
+        let Self::Replace(names, below) = self else { return Ok(files_below(directory)?.into_iter().next()) };
+        let goes_with = |file: &Path| match (file.parent(), below) {
+            (None, _) | (_, Below::Any) => true,
+            (Some(parent), _) if parent.as_os_str().is_empty() => true,
+            (Some(parent), Below::Named(named)) => named.iter().any(|name| parent == Path::new(name)),
+        };
+        let known = |file: &PathBuf| {
+            goes_with(file) && file.file_name().is_some_and(|name| names.iter().any(|known| name == *known))
+        };
+        Ok(files_below(directory)?.into_iter().find(|file| !known(file)))
+    }
 }
 
 /// Why a directory cannot be written.
@@ -31,6 +56,9 @@ pub enum OutputError {
     /// It holds something.
     #[error("{0} is not empty: choose another --out, or replace what is there with --force")]
     NotEmpty(PathBuf),
+    /// A link that leads nowhere has the name.
+    #[error("{0} is a link that leads nowhere: choose another --out, or make the directory that it names")]
+    Broken(PathBuf),
     /// It holds something that such a command does not write.
     #[error(
         "{directory} holds {file}, which this command would not have written: nothing is replaced; choose another --out"
@@ -75,7 +103,7 @@ pub enum OutputError {
 #[derive(Debug)]
 pub struct OutputDirectory {
     target: PathBuf,
-    replace: bool,
+    existing: Existing,
     made: TempDir,
 }
 
@@ -84,10 +112,13 @@ impl OutputDirectory {
     ///
     /// # Errors
     /// It is one of the `inputs` or contains one, is a file, or holds what `existing` does not let go.
-    pub fn check(target: &Path, inputs: &[&Path], existing: Existing<'_>) -> Result<(), OutputError> {
+    pub fn check(target: &Path, inputs: &[&Path], existing: &Existing) -> Result<(), OutputError> {
         let io = |source| OutputError::Io { path: target.to_owned(), source };
         let there = match fs::metadata(target) {
             Ok(there) => there,
+            Err(e) if e.kind() == io::ErrorKind::NotFound && target.is_symlink() => {
+                return Err(OutputError::Broken(target.to_owned()));
+            }
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(e) => return Err(io(e)),
         };
@@ -111,12 +142,10 @@ impl OutputDirectory {
         if is_empty(target).map_err(io)? {
             return Ok(());
         }
-        let Existing::Replace(names) = existing else { return Err(OutputError::NotEmpty(target.to_owned())) };
-        let known = |file: &PathBuf| {
-            file.file_name()
-                .is_some_and(|name| names.iter().any(|known| name == *known) || is_temporary(name))
-        };
-        match files_below(target).map_err(io)?.into_iter().find(|file| !known(file)) {
+        if *existing == Existing::Refuse {
+            return Err(OutputError::NotEmpty(target.to_owned()));
+        }
+        match existing.first_foreign(target).map_err(io)? {
             Some(file) => Err(OutputError::Foreign { directory: target.to_owned(), file }),
             None => Ok(()),
         }
@@ -126,14 +155,14 @@ impl OutputDirectory {
     ///
     /// # Errors
     /// As [`OutputDirectory::check`], or the directory around it cannot be written.
-    pub fn create(target: &Path, inputs: &[&Path], existing: Existing<'_>) -> Result<Self, OutputError> {
-        Self::check(target, inputs, existing)?;
+    pub fn create(target: &Path, inputs: &[&Path], existing: Existing) -> Result<Self, OutputError> {
+        Self::check(target, inputs, &existing)?;
         let io = |source| OutputError::Io { path: target.to_owned(), source };
         // What a symbolic link names is written, not the link.
         let place = if target.exists() { fs::canonicalize(target).map_err(io)? } else { plain(target) };
         create_directory(parent(&place)).map_err(io)?;
         let made = temporary_directory(parent(&place)).map_err(io)?;
-        Ok(Self { target: place, replace: existing != Existing::Refuse, made })
+        Ok(Self { target: place, existing, made })
     }
 
     /// Where the files are to be written.
@@ -151,11 +180,15 @@ impl OutputDirectory {
     /// # Errors
     /// Something cannot be synced or renamed, or another process has written there meanwhile; what is there stays as it is.
     pub fn commit(self) -> Result<(), OutputError> {
-        let Self { target, replace, made } = self;
+        let Self { target, existing, made } = self;
         let io = |source| OutputError::Io { path: target.clone(), source };
         sync_tree(made.path()).map_err(io)?;
-        let free = !target.exists() || (target.is_dir() && is_empty(&target).map_err(io)?);
-        if !free && !replace {
+        let free = match target.is_dir() && !is_empty(&target).map_err(io)? {
+            // Hours may have passed since it was looked at.
+            true => existing != Existing::Refuse && existing.first_foreign(&target).map_err(io)?.is_none(),
+            false => target.is_dir() || !target.exists(),
+        };
+        if !free {
             return Err(OutputError::Taken { directory: target, kept: made.keep() });
         }
         replace_directory(made.path(), &target).map_err(io)
@@ -181,8 +214,13 @@ fn same(_: &fs::Metadata, _: &fs::Metadata, one: &Path, other: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::is_temporary;
 
     const NAMES: &[&str] = &["a.json", "b.bin"];
+
+    fn replace(below: &[&str]) -> Existing {
+        Existing::Replace(NAMES, Below::Named(below.iter().map(|name| (*name).to_owned()).collect()))
+    }
 
     struct Fixture(tempfile::TempDir);
 
@@ -204,8 +242,8 @@ mod tests {
             self.0.path().join(name)
         }
 
-        fn write(&self, name: &str, existing: Existing<'_>) -> Result<(), OutputError> {
-            let output = OutputDirectory::create(&self.at(name), &[], existing)?;
+        fn write(&self, name: &str, existing: &Existing) -> Result<(), OutputError> {
+            let output = OutputDirectory::create(&self.at(name), &[], existing.clone())?;
             fs::write(output.path().join("a.json"), "new").unwrap();
             output.commit()
         }
@@ -215,7 +253,7 @@ mod tests {
     fn what_is_written_and_what_is_refused() {
         let check = |name: &str, existing, expected: Result<(), &str>| {
             let f = Fixture::new();
-            let result = f.write(name, existing).map_err(|e| e.to_string());
+            let result = f.write(name, &existing).map_err(|e| e.to_string());
             match expected {
                 Ok(()) => {
                     result.unwrap();
@@ -232,24 +270,28 @@ mod tests {
             let left = fs::read_dir(f.0.path()).unwrap();
             assert!(left.flatten().all(|entry| !is_temporary(&entry.file_name())), "{name}");
         };
-        for existing in [Existing::Refuse, Existing::Replace(NAMES)] {
-            check("new", existing, Ok(()));
-            check("new/", existing, Ok(()));
-            check("new/deeper", existing, Ok(()));
-            check("empty", existing, Ok(()));
+        for existing in [Existing::Refuse, replace(&["deep"])] {
+            check("new", existing.clone(), Ok(()));
+            check("new/", existing.clone(), Ok(()));
+            check("new/deeper", existing.clone(), Ok(()));
+            check("empty", existing.clone(), Ok(()));
             check("file", existing, Err("is a file"));
         }
         check("old", Existing::Refuse, Err("--force"));
-        check("old", Existing::Replace(NAMES), Ok(()));
+        check("old", replace(&["deep"]), Ok(()));
+        check("old", Existing::Replace(NAMES, Below::Any), Ok(()));
+        // What another call has written into a directory below is not this one's to replace.
+        check("old", replace(&[]), Err("deep/b.bin"));
+        check("old", replace(&["dee", "deep/er"]), Err("deep/b.bin"));
         check("foreign", Existing::Refuse, Err("not empty"));
-        check("foreign", Existing::Replace(NAMES), Err("letter.txt"));
+        check("foreign", replace(&["deep"]), Err("letter.txt"));
     }
 
     #[test]
     fn inputs_are_kept() {
         let f = Fixture::new();
         let check = |target: &str, input: &str, expected: Option<&str>| {
-            let result = OutputDirectory::check(&f.at(target), &[&f.at(input)], Existing::Replace(NAMES))
+            let result = OutputDirectory::check(&f.at(target), &[&f.at(input)], &replace(&["deep"]))
                 .map_err(|e| e.to_string());
             match expected {
                 None => result.unwrap(),
@@ -274,10 +316,36 @@ mod tests {
         }
     }
 
+    #[cfg(unix)]
+    #[test]
+    fn a_link_that_leads_nowhere_is_refused_before_any_work() {
+        let f = Fixture::new();
+        std::os::unix::fs::symlink("gone", f.at("broken")).unwrap();
+        let result = OutputDirectory::check(&f.at("broken"), &[], &replace(&[]));
+        assert!(result.unwrap_err().to_string().contains("leads nowhere"));
+    }
+
+    #[test]
+    fn what_came_meanwhile_is_not_replaced() {
+        let f = Fixture::new();
+        for (came, existing) in
+            [("old/letter.txt", replace(&["deep"])), ("old/new/a.json", replace(&["deep"]))]
+        {
+            let output = OutputDirectory::create(&f.at("old"), &[], existing).unwrap();
+            fs::write(output.path().join("a.json"), "mine").unwrap();
+            create_directory(parent(&f.at(came))).unwrap();
+            fs::write(f.at(came), "theirs").unwrap();
+            let OutputError::Taken { kept, .. } = output.commit().unwrap_err() else { panic!() };
+            assert_eq!(fs::read_to_string(f.at(came)).unwrap(), "theirs");
+            assert_eq!(fs::read_to_string(kept.join("a.json")).unwrap(), "mine");
+            fs::remove_file(f.at(came)).unwrap();
+        }
+    }
+
     #[test]
     fn an_abandoned_directory_leaves_the_old_one() {
         let f = Fixture::new();
-        let output = OutputDirectory::create(&f.at("old"), &[], Existing::Replace(NAMES)).unwrap();
+        let output = OutputDirectory::create(&f.at("old"), &[], replace(&["deep"])).unwrap();
         fs::write(output.path().join("a.json"), "half").unwrap();
         drop(output);
         assert_eq!(fs::read_to_string(f.at("old/a.json")).unwrap(), "1");

@@ -60,6 +60,12 @@ pub fn open(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
+/// Whether something has this name, for files that need not be there. A link that leads nowhere, or a directory that may not be
+/// looked into, is something: reading it is the error that says so, and not a file that was left out.
+pub fn is_there(path: &Path) -> bool {
+    !matches!(std::fs::symlink_metadata(path), Err(e) if e.kind() == io::ErrorKind::NotFound)
+}
+
 /// Reads a regular file of at most `limit` bytes.
 ///
 /// # Errors
@@ -177,6 +183,21 @@ mod tests {
             let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
             check(open(&socket), "a socket");
         }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_that_leads_nowhere_is_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        fs::write(at("file"), "").unwrap();
+        std::os::unix::fs::symlink("gone", at("broken")).unwrap();
+        std::os::unix::fs::symlink("file", at("whole")).unwrap();
+        for (name, expected) in [("file", true), ("whole", true), ("broken", true), ("gone", false)] {
+            assert_eq!(is_there(&at(name)), expected, "{name}");
+        }
+        assert!(is_there(directory.path()));
+        check(read(&at("broken"), 9), "No such file");
     }
 
     #[test]

@@ -88,7 +88,7 @@ impl Lora<'_> {
         (0..experts).map(move |i| gate.map_or(1.0, |gate| gate[token * experts + i]))
     }
 
-    /// Raises `c`, the factors of a token's rows, to those of `values` times gate and scale.
+    /// Sets `c`, the factors of a token's rows, to `values` times gate and scale.
     fn scaled(&self, gate: Option<&[f32]>, token: usize, values: &[f32], c: &mut [f32]) {
         for (i, gate) in self.gates(gate, token).enumerate() {
             let factor = gate * self.ranks.scales[i];

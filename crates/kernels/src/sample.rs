@@ -83,7 +83,9 @@ const BUCKETS: usize = 256;
 /// If there are no logits.
 pub fn sample(logits: &[f32], sampling: Sampling, uniform: f32) -> u32 {
     assert!(!logits.is_empty(), "no logits to draw from");
-    if sampling.temperature <= 0.0 {
+    let inverse = 1.0 / sampling.temperature;
+    // So small a temperature has no inverse: what would be left of the others is nothing anyway.
+    if sampling.temperature <= 0.0 || inverse.is_infinite() {
         return crate::loss::argmax(logits);
     }
     let isa = isa::active();
@@ -93,7 +95,7 @@ pub fn sample(logits: &[f32], sampling: Sampling, uniform: f32) -> u32 {
         if !greatest.is_finite() {
             return crate::loss::argmax(logits);
         }
-        let mut total = f64::from(weigh(isa, weights, greatest, 1.0 / sampling.temperature));
+        let mut total = f64::from(weigh(isa, weights, greatest, inverse));
         let top_p = f64::from(sampling.top_p.clamp(0.0, 1.0));
         let restricted = sampling.top_k > 0 || sampling.min_p > 0.0;
         let least = if restricted {
@@ -271,6 +273,16 @@ mod tests {
                         assert_eq!(drawn, kept, "{isa}: all that are kept are drawn");
                     }
                 });
+            }
+        }
+    }
+
+    #[test]
+    fn temperatures_without_an_inverse_are_greedy() {
+        for temperature in [0.0, f32::from_bits(1), 1e-40, 1e-38, f32::MIN_POSITIVE] {
+            let sampling = Sampling { temperature, ..Sampling::default() };
+            for uniform in [0.0, 0.5, 0.999] {
+                assert_eq!(sample(&[0.5, 3.0, 1.0], sampling, uniform), 1, "temperature {temperature}");
             }
         }
     }

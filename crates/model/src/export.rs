@@ -139,7 +139,7 @@ fn token_ids(base: &Checkpoint) -> Map<String, Value> {
 fn copy_companions(source: &Path, directory: &Path) -> Result<()> {
     for name in COMPANIONS {
         let path = source.join(name);
-        if path.exists() {
+        if mixse_files::is_there(&path) {
             let bytes = mixse_files::read(&path, MAX_COMPANION).map_err(|e| Error::io(&path, e))?;
             files::write_atomically(&directory.join(name), &bytes)?;
         }

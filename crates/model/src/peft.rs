@@ -83,20 +83,14 @@ fn config_json(expert: &Expert, base: &str, present: &[(usize, Module, &Factors)
         present.iter().map(|p| module_path(p.0, p.1)).collect()
     };
     let config = &expert.config;
-    let alpha_of = |f: &Factors| {
-        let rank = f.rank as f64;
-        // Rounded to the six digits that an f32 scale carries, so that 16 is written as 16.
-        let alpha = f64::from(f.scale) * if config.rslora { rank.sqrt() } else { rank };
-        (alpha * 1e6).round() / 1e6
-    };
     let mut ranks = BTreeMap::new();
     let mut alphas = BTreeMap::new();
     for (block, module, f) in present {
         if f.rank != config.rank {
             ranks.insert(module_path(*block, *module), f.rank);
         }
-        if (alpha_of(f) - config.alpha).abs() > 1e-5 {
-            alphas.insert(module_path(*block, *module), alpha_of(f));
+        if scale_of(f, config.alpha, config.rslora) != f.scale {
+            alphas.insert(module_path(*block, *module), alpha_of(f, config.rslora));
         }
     }
     serde_json::json!({
@@ -117,6 +111,19 @@ fn config_json(expert: &Expert, base: &str, present: &[(usize, Module, &Factors)
         "rank_pattern": ranks,
         "alpha_pattern": alphas,
     })
+}
+
+/// The scale that an alpha gives to factors.
+fn scale_of(f: &Factors, alpha: f64, rslora: bool) -> f32 {
+    LoraConfig { rank: f.rank, alpha, rslora, ..LoraConfig::default() }.scale()
+}
+
+/// The alpha that gives the scale of factors: with few digits where that is the same, so that 16 is written as 16.
+fn alpha_of(f: &Factors, rslora: bool) -> f64 {
+    let rank = f.rank as f64;
+    let alpha = f64::from(f.scale) * if rslora { rank.sqrt() } else { rank };
+    let short = (alpha * 1e6).round() / 1e6;
+    if scale_of(f, short, rslora) == f.scale { short } else { alpha }
 }
 
 /// An integer where the value is one, as PEFT writes alpha.
@@ -289,7 +296,7 @@ fn text_prefix(pairs: &BTreeMap<(usize, Module), Pair>) -> &str {
 /// Where the adapter in `dir` comes from, when it says so.
 pub fn origin(dir: &Path) -> Result<Option<Origin>> {
     let path = dir.join(ORIGIN);
-    if path.exists() { files::read_json(&path).map(Some) } else { Ok(None) }
+    if mixse_files::is_there(&path) { files::read_json(&path).map(Some) } else { Ok(None) }
 }
 
 /// The name or path of the base model that the adapter in `dir` records, if it does.
@@ -325,9 +332,19 @@ pub fn read_for(dir: &Path, base: &Checkpoint) -> Result<Expert> {
 
 fn name_of(dir: &Path) -> Result<String> {
     Ok(match origin(dir)? {
-        Some(origin) => origin.name,
+        Some(Origin { name, .. }) if names_a_directory(&name) => name,
+        Some(Origin { name, .. }) => {
+            let what = format!("name is {name:?}; it should be one that a directory can have");
+            return Err(Error::invalid(dir.join(ORIGIN), what));
+        }
         None => dir.file_name().map_or_else(|| "expert".into(), |n| n.to_string_lossy().into_owned()),
     })
+}
+
+/// Whether a name leads to a place right below a directory, wherever that is: exports are written under it.
+fn names_a_directory(name: &str) -> bool {
+    let one_part = !name.is_empty() && name.len() <= 200 && !name.starts_with('.');
+    one_part && !name.contains(|c: char| matches!(c, '/' | '\\') || c.is_control())
 }
 
 /// The two factors of a module, and the module's path as PEFT calls it.

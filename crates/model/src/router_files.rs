@@ -250,9 +250,9 @@ impl Classifier {
 /// # Errors
 /// A router for other experts or another base, missing tensors, wrong shapes.
 pub fn read(dir: &Path, experts: &[String], model: &ModelConfig, base_hash: Option<&str>) -> Result<Router> {
-    if dir.join(CONFIG).exists() {
+    if mixse_files::is_there(&dir.join(CONFIG)) {
         read_own(dir, experts, model, base_hash)
-    } else if dir.join(XLORA_CONFIG).exists() {
+    } else if mixse_files::is_there(&dir.join(XLORA_CONFIG)) {
         read_xlora(dir, experts, model)
     } else {
         Err(Error::invalid(dir, format!("holds no router: neither {CONFIG} nor {XLORA_CONFIG} is there")))
@@ -297,7 +297,34 @@ fn read_own(dir: &Path, experts: &[String], model: &ModelConfig, base_hash: Opti
         RouterInput::BaseLast => Some(tensors.vector("router.bias")?),
         RouterInput::Block | RouterInput::Embedding => None,
     };
+    tensors.finish()?;
     Ok(Router { config: file.router, experts: file.experts, weights, bias })
+}
+
+/// The adapters of an X-LoRA model are its experts in order. PEFT numbers them, others call them by name.
+fn check_adapters(
+    adapters: &serde_json::Map<String, serde_json::Value>,
+    experts: &[String],
+) -> Option<String> {
+    let names: Vec<&str> = adapters.keys().map(String::as_str).collect();
+    if names.is_empty() || names.iter().eq(experts) {
+        return None;
+    }
+    let given = experts.join(", ");
+    if names.len() != experts.len() {
+        return Some(format!(
+            "the router chooses among {} adapters ({}), but the experts given are {}: [{given}]",
+            names.len(),
+            names.join(", "),
+            experts.len()
+        ));
+    }
+    experts.iter().any(|expert| names.contains(&expert.as_str())).then(|| {
+        format!(
+            "the router chooses among [{}], but the experts given are [{given}]: give the same ones in the same order",
+            names.join(", ")
+        )
+    })
 }
 
 fn read_xlora(dir: &Path, experts: &[String], model: &ModelConfig) -> Result<Router> {
@@ -324,6 +351,9 @@ fn read_xlora(dir: &Path, experts: &[String], model: &ModelConfig) -> Result<Rou
             file.hidden_size, model.hidden_size
         ));
     }
+    if let Some(what) = check_adapters(&file.adapters, experts) {
+        return refuse(&what);
+    }
     let gate = GateConfig {
         top_k: file.top_k_lora.unwrap_or(experts.len()),
         temperature: file.softmax_temperature,
@@ -336,6 +366,7 @@ fn read_xlora(dir: &Path, experts: &[String], model: &ModelConfig) -> Result<Rou
     }
     let mut tensors = Tensors::read(&dir.join(XLORA_TENSORS), experts.len(), model.hidden_size)?;
     let (weights, bias) = (vec![tensors.matrix("last.weight")?], Some(tensors.vector("last.bias")?));
+    tensors.finish()?;
     Ok(Router { config, experts: experts.to_vec(), weights, bias })
 }
 
@@ -372,5 +403,16 @@ impl Tensors {
 
     fn vector(&mut self, name: &str) -> Result<Arc<Vec<f32>>> {
         self.take(name, vec![self.choices])
+    }
+
+    /// Refuses what nothing has taken: the router may be another one than its configuration says.
+    fn finish(self) -> Result<()> {
+        match self.all.first() {
+            None => Ok(()),
+            Some(left) => {
+                let what = format!("has a tensor `{}` that this kind of router does not read", left.name);
+                Err(Error::invalid(&self.path, what))
+            }
+        }
     }
 }

@@ -220,6 +220,9 @@ fn x_lora_configurations_are_read_or_refused() {
         router_files::read(directory.path(), &names, &model, None).map_err(|e| e.to_string())
     };
     assert_eq!(read(json!({})).unwrap().config.gate.top_k, 2);
+    for adapters in [json!({"a": "x", "b": "y"}), json!({"x": "x", "y": "y"}), json!({})] {
+        assert!(read(json!({"adapters": adapters})).is_ok(), "{adapters}");
+    }
     assert_eq!(read(json!({"top_k_lora": 1, "global_scaling_weight": null})).unwrap().config.gate.top_k, 1);
     for (changes, expected) in [
         (json!({"scaling_pass_value": 0.5}), "scaling_pass_value is 0.5"),
@@ -232,9 +235,55 @@ fn x_lora_configurations_are_read_or_refused() {
         (json!({"top_k_lora": 3}), "top_k"),
         (json!({"hidden_size": 7}), "belongs to another base"),
         (json!({"peft_type": "LORA"}), "only XLORA"),
+        (json!({"adapters": {"b": "x", "a": "y"}}), "[b, a], but the experts given are [a, b]"),
+        (json!({"adapters": {"0": "x", "1": "y", "2": "z"}}), "among 3 adapters (0, 1, 2)"),
         (json!({"some_future_key": 3}), "some_future_key = 3"),
     ] {
         let message = read(changes.clone()).map(|_| String::new()).unwrap_or_else(|message| message);
         assert!(message.contains(expected), "{changes}: {message:?}");
+    }
+}
+
+/// The scales of written adapters are those that are read, also where alpha has more digits than anybody would write.
+#[test]
+fn scales_survive_writing_and_reading() {
+    let directory = tempfile::tempdir().unwrap();
+    for rslora in [false, true] {
+        for scale in [4.0, 0.1, 1e-9, 3.3e-7, 1.234_567_8, 1e30, f32::MIN_POSITIVE, -2.5] {
+            let mut expert = read(json!({"use_rslora": rslora}), &usual()).unwrap();
+            for factors in expert.blocks.iter_mut().flatten().flatten() {
+                factors.scale = scale;
+            }
+            let origin = peft::Origin { name: "e".into(), base_hash: "0".into() };
+            peft::write(&expert, &model("llama"), "base", &origin, directory.path()).unwrap();
+            let again = peft::read(directory.path(), &model("llama")).unwrap();
+            assert_eq!(scales(&again), [Some(scale); 4], "{scale} {rslora}");
+        }
+    }
+}
+
+/// Exports are written to a directory of the expert's name.
+#[test]
+fn a_name_that_leads_elsewhere_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    write(directory.path(), json!({}), &usual());
+    for (name, fine) in [
+        ("math", true),
+        ("Mathe 2 (ä)", true),
+        ("", false),
+        ("..", false),
+        ("../evil", false),
+        ("/tmp/evil", false),
+        ("a/b", false),
+        ("a\nb", false),
+        (".mixse-tmp-x", false),
+    ] {
+        let origin = peft::Origin { name: name.into(), base_hash: "0".into() };
+        files::write_json(&directory.path().join(peft::ORIGIN), &origin).unwrap();
+        let read = peft::read(directory.path(), &model("llama")).map_err(|e| e.to_string());
+        match read {
+            Ok(expert) => assert!(fine && expert.name == name, "{name:?}"),
+            Err(what) => assert!(!fine && what.contains("mixse.json") && what.contains("name is"), "{what}"),
+        }
     }
 }

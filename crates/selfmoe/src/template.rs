@@ -284,8 +284,6 @@ impl RespondTemplate {
     }
 }
 
-/// The parts of a text, tokenised apart: what all records share, and the rest. The front ends with exactly one line
-/// break and the rest begins with text, which is where tokenizers of all kinds split anyway.
 /// How the model is asked about a task or a response: a fixed front, then examples and the item in one form.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -331,6 +329,8 @@ impl FollowUpTemplate {
     }
 }
 
+/// A front ends with exactly one line break, and what follows it begins with text: that is where tokenizers of all kinds split
+/// anyway, so that the two can be tokenised apart.
 fn one_line_end(mut text: MarkedText) -> MarkedText {
     text.truncate(text.as_str().trim_end().len());
     text.push_template("\n");

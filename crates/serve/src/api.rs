@@ -13,6 +13,7 @@ mod guard;
 mod listen;
 mod log_probs;
 mod request;
+mod stalled;
 
 use std::{
     future::Future,

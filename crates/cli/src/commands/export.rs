@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use mixse_files::OutputDirectory;
+use mixse_files::{Below, OutputDirectory};
 use mixse_model::{
     expert::Expert,
     export::write_merged,
@@ -115,10 +115,11 @@ struct Source {
 }
 
 pub(super) fn run(args: &ExportArgs) -> anyhow::Result<()> {
-    output_directory::check(&args.out, &args.inputs(), args.force)?;
+    output_directory::check(&args.out, &args.inputs(), args.force, Below::Any)?;
     let source = args.open()?;
     let inputs: Vec<&Path> = args.inputs().into_iter().chain(source.paths()).collect();
-    let output = output_directory::create(&args.out, &inputs, args.force)?;
+    let output =
+        output_directory::create(&args.out, &inputs, args.force, source.directories_of(args.format))?;
     let hint = match args.format {
         Format::Peft => peft(&source, &output, args)?,
         Format::Xlora => xlora(&source, &output, args)?,
@@ -130,6 +131,15 @@ pub(super) fn run(args: &ExportArgs) -> anyhow::Result<()> {
 }
 
 impl Source {
+    /// The directories that are written below the output.
+    fn directories_of(&self, format: Format) -> Below {
+        Below::Named(match format {
+            Format::Peft => self.experts.iter().map(|expert| expert.name.clone()).collect(),
+            Format::Xlora => (0..self.experts.len()).map(|index| index.to_string()).collect(),
+            Format::Merged => Vec::new(),
+        })
+    }
+
     /// The directories that it was read from.
     fn paths(&self) -> impl Iterator<Item = &Path> {
         self.directories

@@ -18,7 +18,7 @@ use super::opened::{adapter_base, open_base_files};
 use crate::{
     args::{CacheFlag, ForceFlag, JsonFlag, UnusedFlag},
     output::{print, usage_error},
-    output_directory,
+    output_directory::{self, NO_DIRECTORIES},
 };
 
 /// Merge experts of one base into a single adapter, without any training.
@@ -115,7 +115,7 @@ impl fmt::Display for Report {
 
 pub(super) fn run(args: &MergeArgs) -> anyhow::Result<()> {
     let inputs = args.inputs();
-    output_directory::check(&args.out, &inputs, args.force)?;
+    output_directory::check(&args.out, &inputs, args.force, NO_DIRECTORIES)?;
     let (method, form, weights) = (args.method(), args.form(), args.weights());
     let mut faults = merge::faults(args.experts.len(), &weights, method, form);
     faults.extend(args.contradictions());
@@ -129,7 +129,7 @@ pub(super) fn run(args: &MergeArgs) -> anyhow::Result<()> {
     let MergedExpert { expert, relative_error } =
         merge::merge_experts(&name, &experts, model, &weights, method, form)?;
     let origin = Origin { name: expert.name.clone(), base_hash: checkpoint.hash()? };
-    let output = output_directory::create(&args.out, &inputs, args.force)?;
+    let output = output_directory::create(&args.out, &inputs, args.force, NO_DIRECTORIES)?;
     peft::write(&expert, model, &base, &origin, output.path())?;
     output.commit()?;
     let report = Report {

@@ -25,7 +25,7 @@ use crate::{
     args::ForceFlag,
     config::parse_name,
     output::{note, print_json, usage_error},
-    output_directory,
+    output_directory::{self, NO_DIRECTORIES},
 };
 
 /// Train one expert or a router on a file of token ids.
@@ -228,7 +228,7 @@ impl Common {
 fn expert(args: &ExpertArgs) -> anyhow::Result<()> {
     let common = &args.common;
     let inputs: Vec<&Path> = common.inputs().into_iter().chain(args.init.as_deref()).collect();
-    output_directory::check(&common.out, &inputs, common.force)?;
+    output_directory::check(&common.out, &inputs, common.force, NO_DIRECTORIES)?;
     let opened = common.model.open_base()?;
     let rows = read_rows(&common.ids_data, opened.checkpoint.config.vocab_size)?;
     let cut = Cut::of(&rows, common.max_tokens);
@@ -265,7 +265,7 @@ fn expert(args: &ExpertArgs) -> anyhow::Result<()> {
         return Err(usage_error("the training was stopped"));
     };
     let origin = Origin { name: trained.name.clone(), base_hash: hash };
-    let output = output_directory::create(&common.out, &inputs, common.force)?;
+    let output = output_directory::create(&common.out, &inputs, common.force, NO_DIRECTORIES)?;
     peft::write(&trained, &opened.engine.config, &common.model.model, &origin, output.path())?;
     output.commit()?;
     common.report(&history, &cut)
@@ -275,7 +275,7 @@ fn router(args: &RouterArgs) -> anyhow::Result<()> {
     let common = &args.common;
     let parts = args.experts.experts.iter().chain(&args.experts.router).map(PathBuf::as_path);
     let inputs: Vec<&Path> = common.inputs().into_iter().chain(parts).collect();
-    output_directory::check(&common.out, &inputs, common.force)?;
+    output_directory::check(&common.out, &inputs, common.force, NO_DIRECTORIES)?;
     let opened = common.model.open_base()?;
     let rows = read_rows(&common.ids_data, opened.checkpoint.config.vocab_size)?;
     let cut = Cut::of(&rows, common.max_tokens);
@@ -316,7 +316,7 @@ fn router(args: &RouterArgs) -> anyhow::Result<()> {
     let Outcome::Done(trained, history) = outcome else {
         return Err(usage_error("the training was stopped"));
     };
-    let output = output_directory::create(&common.out, &inputs, common.force)?;
+    let output = output_directory::create(&common.out, &inputs, common.force, NO_DIRECTORIES)?;
     router_files::write(&trained, &hash, output.path())?;
     output.commit()?;
     common.report(&history, &cut)

@@ -1,6 +1,8 @@
 //! Attention backward: the weights are computed again from the queries, keys and the forward pass's `lse`.
 
-use super::{AttentionShape, Block, KvStorage, Segment, TILE, gather, rounded, transpose_tiles};
+use super::{
+    AttentionShape, Block, KvStorage, Segment, TILE, assert_disjoint, gather, rounded, transpose_tiles,
+};
 use crate::gemm::Matrix;
 use crate::isa::{self, Available, multiversion};
 use crate::lanes::dot;
@@ -25,7 +27,7 @@ pub struct AttentionGradients<'a> {
 /// `ds = p (dp - dout · out)`, and from `ds` through the cap and the scale `dq = Σ ds k`, `dk = Σ ds q`.
 ///
 /// # Panics
-/// If the slices do not have the sizes documented for [`super::attention`].
+/// If the slices do not have the sizes documented for [`super::attention`], or two segments have a row in common.
 #[allow(clippy::too_many_arguments, reason = "the operands of the forward pass and the gradient")]
 pub fn attention_backward(
     (q, k, v): (&[f32], &[f32], &[f32]),
@@ -48,6 +50,7 @@ pub fn attention_backward(
         "k, v, dk and dv are [{tokens}, kv_heads * dim]"
     );
     assert!(segments.iter().all(|s| s.start + s.len <= tokens), "segments are inside of {tokens} tokens");
+    assert_disjoint(segments.iter().map(|s| (s.start, s.len)));
     // The forward pass's weights are those of rounded operands.
     if shape.kv_storage() == KvStorage::Bf16 {
         let q_len = if rounded::rounds_queries(isa) { q_len } else { 0 };

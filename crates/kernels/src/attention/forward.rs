@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use super::jobs::{Jobs, Queries, blocks, shared_blocks};
 use super::{
-    AttentionShape, Block, KvPool, KvPoolMut, KvStorage, PagedSegment, Run, SPAN, Segment, TILE, gather,
-    rounded, transpose_tiles,
+    AttentionShape, Block, KvPool, KvPoolMut, KvStorage, PagedSegment, Run, SPAN, Segment, TILE,
+    assert_disjoint, gather, rounded, transpose_tiles,
 };
 use crate::gemm::{Matrix, transpose_with};
 use crate::isa::{self, Available, multiversion};
@@ -20,7 +20,7 @@ use crate::vexp::{exp, tanh};
 /// logarithm of each softmax's sum, for [`super::attention_backward`]. Rows outside of all segments are not touched.
 ///
 /// # Panics
-/// If the slices do not have these sizes or a segment is outside of them.
+/// If the slices do not have these sizes, a segment is outside of them, or two have a row in common.
 pub fn attention(
     (q, k, v): (&[f32], &[f32], &[f32]),
     segments: &[Segment],
@@ -38,6 +38,7 @@ pub fn attention(
         k.len() == tokens * shape.kv_width() && v.len() == k.len(),
         "k and v are [{tokens}, kv_heads * dim]"
     );
+    assert_disjoint(segments.iter().map(|s| (s.start, s.len)));
     let jobs = blocks(&shape, segments.iter().map(|s| (s.start, s.len, s.len)), tokens);
     let (dim, width) = (shape.head_dim, shape.kv_width());
     // Where each segment's tiles of keys begin.
@@ -193,7 +194,7 @@ pub fn store_paged(
 /// `q` and `out` are `[T, heads · head_dim]`.
 ///
 /// # Panics
-/// If a segment is outside of `q`, or its pages do not hold its tokens.
+/// If a segment is outside of `q`, its pages do not hold its tokens, or two have a row of `q` in common.
 pub fn attention_paged(
     q: &[f32],
     segments: &[PagedSegment<'_>],
@@ -216,6 +217,7 @@ pub fn attention_paged(
     for segment in segments {
         segment.check(tokens, &shape, (page, pool.storage), pool.k.len());
     }
+    assert_disjoint(segments.iter().map(|s| (s.q_start, s.q_len)));
     let jobs = shared_blocks(&shape, segments, page, pool::threads());
     let len_of_head = shape.page_len(page, pool.storage) / shape.kv_heads;
     // Values of a token, or half of them where a row has pairs of tokens.

@@ -260,6 +260,15 @@ impl Block<'_> {
     }
 }
 
+/// Fails where two of some (first row, rows) have a row in common: tasks write the rows of their segments at the same time.
+fn assert_disjoint(segments: impl Iterator<Item = (usize, usize)>) {
+    let mut rows: Vec<(usize, usize)> = segments.filter(|&(_, len)| len > 0).collect();
+    // They lie one after another as a rule, and nothing is moved then.
+    rows.sort_unstable();
+    let apart = rows.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0);
+    assert!(apart, "segments have no row in common");
+}
+
 /// Copies one head group of some queries into contiguous rows: row `i · group + g` is query i, head g of the group.
 fn gather(q: &[f32], shape: &AttentionShape, rows: Range<usize>, kv_head: usize, to: &mut [f32]) {
     let width = shape.group() * shape.head_dim;

@@ -327,3 +327,50 @@ fn shared_pages_of(isa: Isa, shape: AttentionShape, lengths: [(usize, &[(usize, 
         }
     }
 }
+
+/// Tasks write the rows of their segments at the same time.
+#[test]
+fn segments_with_a_common_row_are_refused() {
+    let shape = AttentionShape {
+        heads: 1,
+        kv_heads: 1,
+        head_dim: 2,
+        scale: 1.0,
+        window: None,
+        softcap: None,
+        bf16: false,
+    };
+    let rows = vec![0.0; 8];
+    let check = |segments: [(usize, usize); 3], refused: bool| {
+        let segments = segments.map(|(start, len)| Segment { start, len });
+        let run = |backward: bool| {
+            std::panic::catch_unwind(|| {
+                let (mut out, mut lse) = (rows.clone(), vec![0.0; 4]);
+                if !backward {
+                    return attention((&rows, &rows, &rows), &segments, shape, &mut out, &mut lse);
+                }
+                let (mut dk, mut dv) = (rows.clone(), rows.clone());
+                let gradients = AttentionGradients { dq: &mut out, dk: &mut dk, dv: &mut dv };
+                attention_backward((&rows, &rows, &rows), (&rows, &rows, &lse), &segments, shape, gradients);
+            })
+        };
+        assert_eq!(run(false).is_err(), refused, "{segments:?}");
+        assert_eq!(run(true).is_err(), refused, "{segments:?}");
+        let pages = [0];
+        let paged = segments.map(|Segment { start, len }| PagedSegment {
+            q_start: start,
+            q_len: len,
+            kv_len: len,
+            pages: &pages,
+        });
+        let pool = KvPool { k: &rows, v: &rows, page_tokens: 4, storage: KvStorage::F32 };
+        let paged = std::panic::catch_unwind(|| {
+            attention_paged(&rows, &paged, pool, shape, &mut rows.clone());
+        });
+        assert_eq!(paged.is_err(), refused, "{segments:?}");
+    };
+    check([(2, 2), (0, 0), (0, 2)], false);
+    check([(0, 1), (1, 0), (1, 3)], false);
+    check([(0, 3), (3, 1), (2, 1)], true);
+    check([(1, 2), (0, 2), (3, 0)], true);
+}

@@ -427,7 +427,7 @@ pub(crate) unsafe fn narrow<V: Vector, A: Rows, S: Source<V>>(
                             $($(($m, $p) => unsafe {
                                 V::tile::<_, _, $m, $p>(range, a, std::array::from_fn::<_, $p, _>(source), epilogue)
                             },)*)*
-                            _ => unreachable!("no more than 7 rows or 4 sub-panels in a tile"),
+                            _ => unreachable!("no more than 6 rows or 4 sub-panels in a tile"),
                         }
                     };
                 }

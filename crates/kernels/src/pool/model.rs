@@ -9,6 +9,7 @@ use loom::sync::Arc;
 use shared::Shared;
 
 #[path = "shared.rs"]
+#[expect(clippy::duplicate_mod, reason = "the same code over loom's atomics")]
 mod shared;
 
 /// No spinning: a helper that looks again changes nothing and makes the model large.

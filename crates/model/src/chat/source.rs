@@ -33,7 +33,9 @@ pub(super) fn literals(source: &str) -> Vec<&str> {
         let mut rest = &source[inner];
         while let Some(at) = rest.find(['\'', '"']) {
             let (string, after) = rest[at..].split_at(string_end(&rest[at..]));
-            found.push(&string[1..string.len().max(2) - 1]);
+            // A string that is not closed ends with its tag.
+            let inside = &string[1..];
+            found.push(inside.strip_suffix(&string[..1]).unwrap_or(inside));
             rest = after;
         }
     }
@@ -146,5 +148,8 @@ mod tests {
             ["b", "</think>", "it's"]
         );
         assert_eq!(literals(r"{{ 'a\'b' }}"), [r"a\'b"]);
+        assert_eq!(literals("{{ 'é"), ["é"]);
+        assert_eq!(literals("{{ '"), [""]);
+        assert_eq!(literals("{% raw %} endraw {{ 'a {% endraw %}é"), ["a {% endraw %}é"]);
     }
 }

@@ -242,7 +242,7 @@ impl<'a> Config<'a> {
             return Ok(vec![false; count]);
         }
         if qwen {
-            let first = self.usize("max_window_layers")?.unwrap_or(0);
+            let first = self.required_usize("max_window_layers")?;
             return Ok((0..count).map(|block| block >= first).collect());
         }
         match self.required_usize("sliding_window_pattern")? {

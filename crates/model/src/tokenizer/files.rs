@@ -22,7 +22,7 @@ impl Tokenizer {
         let settings = Settings::read(directory)?;
         let path = directory.join("tokenizer.json");
         let mut tokenizer = Self::none();
-        if path.exists() {
+        if mixse_files::is_there(&path) {
             let fault = |what: String| Error::invalid(&path, what);
             let (mut vocabulary, start) = parse(&read_text(&path, MAX_TOKENIZER)?).map_err(fault)?;
             settings.complete(&mut vocabulary).map_err(|e| fault(e.to_string()))?;
@@ -191,7 +191,7 @@ impl Settings {
     /// The chat template, a file of its own in newer models, else inside `tokenizer_config.json`, and where it stands.
     fn template(&self, directory: &Path) -> Result<Option<(String, &'static str)>> {
         let path = directory.join("chat_template.jinja");
-        if path.exists() {
+        if mixse_files::is_there(&path) {
             return Ok(Some((read_text(&path, MAX_CONFIG)?, "chat_template.jinja")));
         }
         Ok(self.template.clone().map(|source| (source, "tokenizer_config.json")))
@@ -205,7 +205,7 @@ fn entries(value: &Value) -> impl Iterator<Item = (&String, &Value)> {
 
 /// A JSON file; `null` if there is none.
 fn json(path: &Path) -> Result<Value> {
-    if !path.exists() {
+    if !mixse_files::is_there(path) {
         return Ok(Value::Null);
     }
     serde_json::from_str(&read_text(path, MAX_CONFIG)?).map_err(|e| Error::invalid(path, e.to_string()))

@@ -14,6 +14,10 @@ use super::gguf::{Entry, Kind};
 /// Stands for a space.
 const SPACE: &str = "▁";
 
+/// Bytes of the longest piece: known ones stay below 200. All ways to cut a piece in two are tried, which takes the square of
+/// its length.
+const MAX_PIECE: usize = 1024;
+
 /// What decides which of two possible merges comes first.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum MergeOrder<'a> {
@@ -30,6 +34,9 @@ pub(super) fn build(
     unknown: Option<u32>,
     add_space_prefix: bool,
 ) -> tokenizers::Result<tokenizers::Tokenizer> {
+    if let Some(long) = entries.iter().find(|entry| entry.text.len() > MAX_PIECE) {
+        return Err(format!("token {} has {} bytes (at most {MAX_PIECE})", long.id, long.text.len()).into());
+    }
     let spelled: Vec<Entry<'_>> = entries.iter().map(Entry::clone).map(respell_spaces).collect();
     let vocabulary: Vocab = spelled.iter().map(|entry| (entry.text.to_string(), entry.id)).collect();
     let merges = merges(&spelled, &vocabulary, order);

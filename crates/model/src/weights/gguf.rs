@@ -164,6 +164,9 @@ impl Gguf {
             let key = header.string("a metadata key", MAX_NAME)?;
             let kind = header.u32(&key)?;
             let value = header.value(&key, kind)?;
+            if metadata.contains_key(&key) {
+                return Err(header.invalid(format!("metadata key {key} appears twice: the file is damaged")));
+            }
             metadata.insert(key, value);
         }
         let mut directory = Vec::new();
@@ -183,6 +186,13 @@ impl Gguf {
         let data_start = header.at.next_multiple_of(alignment);
         let mut tensors = HashMap::new();
         for (name, mut tensor) in directory {
+            if !tensor.start.is_multiple_of(alignment) {
+                let start = tensor.start;
+                let what = format!(
+                    "tensor {name} begins at byte {start} of the data, not at a multiple of {alignment}"
+                );
+                return Err(Error::invalid(path, what));
+            }
             tensor.start = tensor.start.saturating_add(data_start);
             if tensor.start.saturating_add(tensor.len as u64) > file_len {
                 return Err(Error::invalid(
@@ -198,6 +208,7 @@ impl Gguf {
                 return Err(Error::invalid(path, format!("tensor {name} appears twice")));
             }
         }
+        refuse_overlap(&tensors).map_err(|what| Error::invalid(path, what))?;
         Ok(Self { files: vec![path.to_owned()], metadata, tensors })
     }
 
@@ -310,6 +321,17 @@ impl Gguf {
                 .map(Some)
                 .ok_or_else(|| self.invalid(format!("metadata key {key} should be {expected}"))),
         }
+    }
+}
+
+/// Two tensors in the same bytes: one of them is not what its name says.
+fn refuse_overlap(tensors: &HashMap<String, GgufTensor>) -> std::result::Result<(), String> {
+    let mut places: Vec<(u64, usize, &str)> =
+        tensors.iter().filter(|(_, t)| t.len > 0).map(|(name, t)| (t.start, t.len, name.as_str())).collect();
+    places.sort_unstable();
+    match places.windows(2).find(|pair| pair[0].0 + pair[0].1 as u64 > pair[1].0) {
+        Some(pair) => Err(format!("tensors {} and {} lie in the same bytes", pair[0].2, pair[1].2)),
+        None => Ok(()),
     }
 }
 

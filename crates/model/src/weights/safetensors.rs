@@ -168,6 +168,13 @@ impl Shards {
         let metadata: Metadata = serde_json::from_slice(&header)
             .map_err(|e| Error::invalid(path, format!("the safetensors header is damaged: {e}")))?;
         let data_start = 8 + header_len;
+        let data_end = metadata.tensors().values().map(|info| info.data_offsets.1 as u64).max().unwrap_or(0);
+        let file_end = data_start.saturating_add(data_end);
+        if file_end < file_len {
+            let rest = file_len - file_end;
+            let what = format!("has {rest} bytes behind its last tensor: it is damaged, fetch it again");
+            return Err(Error::invalid(path, what));
+        }
         for (name, info) in metadata.tensors() {
             let (start, end) = info.data_offsets;
             let stored = Stored {
@@ -201,13 +208,13 @@ fn file_names(directory: &Path) -> Result<BTreeSet<String>> {
     }
     let index = directory.join("model.safetensors.index.json");
     // As in transformers, the single file comes first.
-    if directory.join(SINGLE).exists() {
-        if index.exists() {
+    if mixse_files::is_there(&directory.join(SINGLE)) {
+        if mixse_files::is_there(&index) {
             notices::about(&index, format!("is not read: {SINGLE} beside it is the model"));
         }
         return Ok(BTreeSet::from([SINGLE.to_owned()]));
     }
-    if !index.exists() {
+    if !mixse_files::is_there(&index) {
         let hint = if directory.join("pytorch_model.bin").exists() {
             "; pytorch_model.bin is not read: convert it to safetensors"
         } else {

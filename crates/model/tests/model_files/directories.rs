@@ -197,6 +197,19 @@ fn wrong_configurations_are_refused_with_the_key() {
     }
 }
 
+/// Where transformers counts with it, `None` is an error there too.
+#[test]
+fn a_null_is_no_number() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = tiny::config("qwen2");
+    let windows = json!({"use_sliding_window": true, "sliding_window": 8, "layer_types": null});
+    tiny::merge(&mut config, windows);
+    config["max_window_layers"] = Value::Null;
+    write(directory.path(), "config.json", config.to_string());
+    let message = ModelConfig::from_directory(directory.path()).unwrap_err().to_string();
+    assert!(message.contains("has no key max_window_layers"), "{message}");
+}
+
 /// A key that the architecture's class in transformers 5.23 does not read changes nothing there, and nothing here; what
 /// another architecture's class makes of it does not matter. Logits of transformers were compared for each.
 #[test]
@@ -526,6 +539,18 @@ fn wrong_directories_are_refused() {
         write(path, "model.safetensors", &bytes[..bytes.len() - 1]);
     };
     assert!(message(&cut).contains("lies outside the file"));
+    let longer = |path: &Path| {
+        let bytes = std::fs::read(path.join("model.safetensors")).unwrap();
+        write(path, "model.safetensors", [&bytes[..], b"12345"].concat());
+    };
+    assert!(message(&longer).contains("has 5 bytes behind its last tensor"));
+    // A file that is there in name only is not one that was left out.
+    #[cfg(unix)]
+    for name in ["tokenizer.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja"] {
+        let broken = |path: &Path| std::os::unix::fs::symlink("gone", path.join(name)).unwrap();
+        let found = message(&broken);
+        assert!(found.contains(name) && found.contains("No such file"), "{found}");
+    }
     let integers = |path: &Path| {
         let bytes = std::fs::read(path.join("model.safetensors")).unwrap();
         let at = bytes.windows(5).position(|window| window == b"\"F32\"").unwrap();

@@ -153,9 +153,25 @@ fn wrong_files_are_refused_with_the_reason() {
     refused(|file| file.tensor("token_embd.weight").shape[0] = 1 << 40, "lies outside the file");
     refused(|file| file.tensors.push(file.tensors[0].clone()), "appears twice");
     refused(
+        |file| file.metadata.push(("llama.rope.freq_base".into(), Meta::F32(5e5))),
+        "metadata key llama.rope.freq_base appears twice",
+    );
+    // The tensors stand at multiples of 32.
+    refused(|file| file.set("general.alignment", Meta::U32(4096)), "not at a multiple of 4096");
+    refused(
         |file| file.tensors.retain(|tensor| tensor.name != "output_norm.weight"),
         "has no tensor model.norm.weight",
     );
+}
+
+#[test]
+fn tensors_in_the_same_bytes_are_refused() {
+    let file = tiny::gguf("llama");
+    let (mut bytes, header) = (file.bytes(), file.header().len());
+    // The last number of the directory is where the last tensor begins; the first one begins at 0.
+    bytes[header - 8..header].copy_from_slice(&0_u64.to_le_bytes());
+    let message = open_bytes(&bytes).unwrap_err().to_string();
+    assert!(message.contains("lie in the same bytes"), "{message}");
 }
 
 #[test]

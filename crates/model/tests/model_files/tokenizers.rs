@@ -186,3 +186,21 @@ fn chat_templates_refuse_with_their_own_words() {
         open(&file).unwrap().tokenizer.chat(&[], true).unwrap_err().to_string().contains("no chat template")
     );
 }
+
+/// All ways to cut a piece in two are tried: a long one would take for ever.
+#[test]
+fn a_piece_of_a_megabyte_is_refused() {
+    let mut file = tiny::gguf("gemma3");
+    vocabulary::sentencepiece(&mut file);
+    for (_, value) in &mut file.metadata {
+        if let Meta::Strings(tokens) = value
+            && let Some(last) = tokens.last_mut().filter(|token| *token == "▁hello")
+        {
+            *last = "l".repeat(1 << 20);
+        }
+    }
+    let start = std::time::Instant::now();
+    let message = open(&file).unwrap_err().to_string();
+    assert!(message.contains("has 1048576 bytes (at most 1024)"), "{message}");
+    assert!(start.elapsed().as_secs() < 20, "{:?}", start.elapsed());
+}

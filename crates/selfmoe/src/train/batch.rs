@@ -160,7 +160,7 @@ pub(super) struct Plan {
 impl Plan {
     pub(super) fn new(rows: usize, config: &TrainConfig, seed: u64) -> Self {
         let steps_per_epoch = rows.div_ceil(config.batch_size);
-        let epochs = steps_per_epoch * config.epochs;
+        let epochs = steps_per_epoch.saturating_mul(config.epochs);
         let steps = match (config.max_steps, epochs) {
             (0, _) => epochs,
             (limit, 0) => limit,

@@ -26,6 +26,8 @@ use tokio::{
 };
 use tower_service::Service;
 
+use super::stalled::Unstalled;
+
 /// Bounds of the server's connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Connections {
@@ -33,13 +35,20 @@ pub struct Connections {
     pub most: usize,
     /// A request's head is there within this time, and a connection without a request is closed after it.
     pub head: Duration,
+    /// A client that takes nothing of its answer for so long is let go.
+    pub stall: Duration,
     /// So long running answers may take after the server is asked to stop.
     pub finish: Duration,
 }
 
 impl Default for Connections {
     fn default() -> Self {
-        Self { most: 512, head: Duration::from_secs(10), finish: Duration::from_secs(30) }
+        Self {
+            most: 512,
+            head: Duration::from_secs(10),
+            stall: Duration::from_secs(60),
+            finish: Duration::from_secs(30),
+        }
     }
 }
 
@@ -78,7 +87,7 @@ pub(super) async fn listen(
         while connections.try_join_next().is_some() {}
         let open = Arc::new(Open { running: AtomicUsize::new(0), end: Notify::new() });
         lock(&register).push_back(open.clone());
-        let connection = connection(stream, router.clone(), bounds.head, open.clone(), stopped.clone());
+        let connection = connection(stream, router.clone(), bounds, open.clone(), stopped.clone());
         let register = register.clone();
         connections.spawn(async move {
             connection.await;
@@ -131,7 +140,7 @@ fn close_idle(register: &Register) {
 async fn connection(
     stream: TcpStream,
     router: Router,
-    head: Duration,
+    bounds: Connections,
     open: Arc<Open>,
     mut stopped: watch::Receiver<bool>,
 ) {
@@ -146,8 +155,8 @@ async fn connection(
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(head)
-        .serve_connection(TokioIo::new(stream), service);
+        .header_read_timeout(bounds.head)
+        .serve_connection(TokioIo::new(Unstalled::new(stream, bounds.stall)), service);
     let mut connection = std::pin::pin!(connection);
     // What a client does wrong on its connection ends it; there is nobody to tell.
     tokio::select! {

@@ -148,8 +148,8 @@ fn has_bf16() -> bool {
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 unsafe fn round_row(x: &[f32], row: usize, to: &mut [u16]) {
     use std::arch::x86_64::{
-        _mm512_cvtne2ps_pbh, _mm512_loadu_ps, _mm512_mask_storeu_epi16, _mm512_maskz_loadu_ps,
-        _mm512_storeu_si512,
+        __m512bh, __m512i, _mm512_cvtne2ps_pbh, _mm512_loadu_ps, _mm512_mask_storeu_epi16,
+        _mm512_maskz_loadu_ps, _mm512_storeu_si512,
     };
     let (whole, rest) = (x.len() / STEP, x.len() % STEP);
     debug_assert!(to.len() >= x.len().div_ceil(STEP) * TILE * STEP && row < TILE);
@@ -158,7 +158,7 @@ unsafe fn round_row(x: &[f32], row: usize, to: &mut [u16]) {
         let (x, to) = (x.as_ptr(), to.as_mut_ptr().add(row * STEP));
         for step in 0..whole {
             let (low, high) = (_mm512_loadu_ps(x.add(step * STEP)), _mm512_loadu_ps(x.add(step * STEP + 16)));
-            let rounded = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
+            let rounded = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
             _mm512_storeu_si512(to.add(step * TILE * STEP).cast(), rounded);
         }
         if rest > 0 {
@@ -166,7 +166,7 @@ unsafe fn round_row(x: &[f32], row: usize, to: &mut [u16]) {
             let x = x.add(whole * STEP);
             let low = _mm512_maskz_loadu_ps(mask as u16, x);
             let high = _mm512_maskz_loadu_ps((mask >> 16) as u16, x.wrapping_add(16));
-            let rounded = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
+            let rounded = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
             _mm512_mask_storeu_epi16(to.add(whole * TILE * STEP).cast(), u32::MAX, rounded);
         }
     }
