@@ -283,6 +283,10 @@ impl Packed {
         unsafe { std::slice::from_raw_parts(self.data.as_ptr().cast(), self.data.len() * 64) }
     }
 
+    pub(crate) fn panel_bytes(&self) -> usize {
+        self.panel_bytes
+    }
+
     pub(crate) fn panels(&self) -> usize {
         self.n.div_ceil(PANEL)
     }

@@ -16,6 +16,24 @@ use crate::{
 /// No template of a real model needs a hundredth of these steps; a template that loops for ever ends here.
 const MAX_STEPS: u64 = 10_000_000;
 
+/// The most bytes of a conversation; the longest contexts have a tenth of it.
+const MAX_TEXT: usize = 64 << 20;
+
+/// A text that ends with an error when it grows too long. What was too much is kept as a sign of that.
+struct Bounded(Vec<u8>);
+
+impl std::io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let room = (MAX_TEXT + 1).saturating_sub(self.0.len());
+        self.0.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        if bytes.len() >= room { Err(std::io::ErrorKind::FileTooLarge.into()) } else { Ok(bytes.len()) }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 /// A compiled chat template with the special tokens that it may write.
 #[derive(Debug)]
 pub(crate) struct ChatTemplate {
@@ -73,10 +91,21 @@ impl ChatTemplate {
         context.insert("add_generation_prompt".into(), json!(add_generation_prompt));
         context.insert("tools".into(), Json::Null);
         context.insert("documents".into(), Json::Null);
-        let template = self.environment.get_template("chat");
-        template.and_then(|template| template.render(Serde(context))).map_err(|e| {
-            crate::Error::Unsupported(format!("the chat template refuses the conversation: {e}"))
-        })
+        let mut text = Bounded(Vec::new());
+        let rendered = self
+            .environment
+            .get_template("chat")
+            .and_then(|template| template.render_captured_to(Serde(context), &mut text));
+        match rendered {
+            Ok(_) => Ok(String::from_utf8_lossy(&text.0).into_owned()),
+            Err(_) if text.0.len() > MAX_TEXT => Err(crate::Error::Unsupported(format!(
+                "the chat template writes more than {} MiB for this conversation",
+                MAX_TEXT >> 20
+            ))),
+            Err(e) => {
+                Err(crate::Error::Unsupported(format!("the chat template refuses the conversation: {e}")))
+            }
+        }
     }
 }
 

@@ -24,13 +24,19 @@ pub(crate) fn each(filter: &str, mut report: impl FnMut(&str, f64, f64, &mut dyn
 type Report<'a> = dyn FnMut(&str, f64, f64, &mut dyn FnMut()) + 'a;
 
 fn products(filter: &str, report: &mut Report<'_>) {
-    for storage in [Storage::F32, Storage::Bf16, Storage::Int8, Storage::Q4] {
+    let float = [Storage::F32, Storage::Bf16, Storage::Int8, Storage::Q4].map(|storage| (storage, false));
+    for (storage, integers) in float.into_iter().chain([(Storage::Int8, true), (Storage::Q4, true)]) {
+        let kind = format!("{storage:?}{}", if integers { " integers" } else { "" });
         for (k, n) in [(576, 576), (576, 192), (576, 1536), (1536, 576), (576, 49152)] {
             let copies = ((64 << 20) / (n * k * 2)).clamp(1, 64);
             let w: Vec<Packed> = {
                 let dense = values(n * k);
-                let used = filter.is_empty() || filter.contains(&format!("{storage:?}"));
-                (0..copies).filter(|_| used).map(|_| Packed::pack(&dense, n, k, storage)).collect()
+                let used = filter.is_empty() || filter.contains(&kind);
+                let pack = || {
+                    let packed = Packed::pack(&dense, n, k, storage);
+                    if integers { packed.rounding_activations() } else { packed }
+                };
+                (0..copies).filter(|_| used).map(|_| pack()).collect()
             };
             if w.is_empty() {
                 continue;
@@ -44,7 +50,7 @@ fn products(filter: &str, report: &mut Report<'_>) {
                 let mut at = 0;
                 let flops = 2.0 * (m * n * k) as f64;
                 let bytes = w[0].bytes() as f64;
-                report(&format!("matmul {storage:?} {m}x{k}x{n}"), flops, bytes, &mut || {
+                report(&format!("matmul {kind} {m}x{k}x{n}"), flops, bytes, &mut || {
                     at = (at + 1) % copies;
                     matmul(&x, m, &w[at], &mut y, Accumulate::Overwrite);
                 });

@@ -256,3 +256,16 @@ fn a_broken_template_is_told_when_it_is_asked_for() {
     }
     assert!(with_template(&bytes_and(&[]), "x").check_chat_template().is_ok());
 }
+
+/// A template may be hostile, and its author need not be who writes the messages.
+#[test]
+fn a_template_that_writes_too_much_is_refused() {
+    let message = Message { role: "user".into(), content: "hi".into() };
+    for template in
+        ["{{ 'aaaaaaaaaa' * 10000000 }}", "{% for i in range(9999) %}{{ 'aaaaaaaaaa' * 1000 }}{% endfor %}"]
+    {
+        let tokenizer = with_template(&bytes_and(&[]), template);
+        let told = tokenizer.chat(&[message.clone()], true).unwrap_err().to_string();
+        assert!(told.contains("writes more than 64 MiB"), "{told}");
+    }
+}

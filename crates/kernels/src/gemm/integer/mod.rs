@@ -168,7 +168,9 @@ impl Product<'_> {
         scratch::with(if shared { words } else { 0 }, |pairs| {
             for (panel, col) in panels.flat_map(|p| (0..PANEL).step_by(2 * V::LANES).map(move |col| (p, col)))
             {
-                let weights = W::new(self.w.panel(panel), col);
+                // What comes next is fetched while rows meet what is here.
+                let ahead = if shared { self.w.panel_bytes() } else { weights::AHEAD };
+                let weights = W::new(self.w.panel(panel), col, ahead);
                 let epilogue = epilogue.shifted(0, panel * PANEL + col);
                 if epilogue.cols == 0 {
                     continue;
@@ -225,9 +227,7 @@ fn round_for_int8_body<const FMA: bool>(x: &[f32], pairs: &mut [f32], sums: &mut
     for ((x, pairs), sum) in x.chunks(GROUP).zip(pairs.chunks_exact_mut(PAIRS)).zip(sums) {
         let values = rounded(x, inverse);
         *sum = f32::from_bits(total(&values).wrapping_mul(-128) as u32);
-        for (v, to) in values.chunks_exact(4).zip(pairs.chunks_exact_mut(2)) {
-            to.copy_from_slice(&[pair(v[0], v[2]), pair(v[1], v[3])]);
-        }
+        put(pairs, |p| p / 2 * 4 + p % 2, 2, &values);
     }
     step
 }
@@ -239,9 +239,7 @@ fn round_for_q4_body<const FMA: bool>(x: &[f32], pairs: &mut [f32], sums: &mut [
     for ((x, pairs), sum) in x.chunks(GROUP).zip(pairs.chunks_exact_mut(PAIRS)).zip(sums) {
         let values = rounded(x, inverse);
         *sum = total(&values) as f32;
-        for (v, to) in values.chunks_exact(8).zip(pairs.chunks_exact_mut(4)) {
-            to.copy_from_slice(&[pair(v[0], v[4]), pair(v[1], v[5]), pair(v[2], v[6]), pair(v[3], v[7])]);
-        }
+        put(pairs, |p| p / 4 * 8 + p % 4, 4, &values);
     }
     step
 }
@@ -252,10 +250,15 @@ fn total(values: &[i32; GROUP]) -> i32 {
     values.iter().fold(0, |sum, value| sum.wrapping_add(*value))
 }
 
-/// Two values of 16 bits in the bits of one f32.
+/// Writes a group's pairs, each two values of 16 bits in the bits of one f32: pair p is the values `low(p)` and `apart` behind it.
 #[inline(always)]
-fn pair(low: i32, high: i32) -> f32 {
-    f32::from_bits((low & 0xffff | high << 16) as u32)
+fn put(pairs: &mut [f32], low: impl Fn(usize) -> usize, apart: usize, values: &[i32; GROUP]) {
+    // Arrays of fixed length become shuffles of registers.
+    let lows: [i32; PAIRS] = std::array::from_fn(|p| values[low(p)]);
+    let highs: [i32; PAIRS] = std::array::from_fn(|p| values[low(p) + apart]);
+    let words: [f32; PAIRS] =
+        std::array::from_fn(|p| f32::from_bits((lows[p] & 0xffff | highs[p] << 16) as u32));
+    pairs.copy_from_slice(&words);
 }
 
 /// A row's step and its inverse. What is not finite makes the step so, and with it the results; a row of zeros (and of values

@@ -18,8 +18,8 @@ pub(super) unsafe trait Weights<V: Integers>: Copy {
     /// Whether weights have a minimum, which counts as often as the activations' sum.
     const MINIMA: bool;
 
-    /// From the beginning of a panel and a column in it.
-    fn new(panel: *const u8, col: usize) -> Self;
+    /// From the beginning of a panel and a column in it; with each word, what is `ahead` bytes behind it is asked for.
+    fn new(panel: *const u8, col: usize, ahead: usize) -> Self;
     /// Word `index` of each column in a group.
     unsafe fn words(self, group: usize, index: usize) -> [V; 2];
     /// A word's pairs, each two times 16 bits.
@@ -29,17 +29,17 @@ pub(super) unsafe trait Weights<V: Integers>: Copy {
     unsafe fn minima(self, group: usize) -> [V::Floats; 2];
 }
 
-/// Bytes ahead of the word in use that are asked for.
-const AHEAD: usize = 2048;
+/// Bytes ahead of the word in use that are asked for, where each word is read once.
+pub(super) const AHEAD: usize = 2048;
 
 /// # Safety
 /// V is available and there are two registers of words.
 #[inline(always)]
-unsafe fn two<V: Integers>(from: *const u32) -> [V; 2] {
+unsafe fn two<V: Integers>(from: *const u32, ahead: usize) -> [V; 2] {
     // SAFETY: the caller's promise; any address may be asked for.
     unsafe {
-        V::Floats::prefetch(from.cast::<u8>().wrapping_add(AHEAD));
-        V::Floats::prefetch(from.cast::<u8>().wrapping_add(AHEAD + 64));
+        V::Floats::prefetch(from.cast::<u8>().wrapping_add(ahead));
+        V::Floats::prefetch(from.cast::<u8>().wrapping_add(ahead + 64));
         [V::load(from), V::load(from.add(V::LANES))]
     }
 }
@@ -57,6 +57,7 @@ unsafe fn two_halves<V: Integers>(from: *const u16) -> [V::Floats; 2] {
 pub(super) struct Int8 {
     panel: *const u8,
     col: usize,
+    ahead: usize,
 }
 
 // SAFETY: a panel has 32 columns for every group.
@@ -65,14 +66,17 @@ unsafe impl<V: Integers> Weights<V> for Int8 {
     const STARTS: bool = true;
     const MINIMA: bool = false;
 
-    fn new(panel: *const u8, col: usize) -> Self {
-        Self { panel, col }
+    fn new(panel: *const u8, col: usize, ahead: usize) -> Self {
+        Self { panel, col, ahead }
     }
     #[inline(always)]
     unsafe fn words(self, group: usize, index: usize) -> [V; 2] {
         // SAFETY: the caller's promise.
         unsafe {
-            two(self.panel.add(group * INT8_GROUP + 2 * PANEL).cast::<u32>().add(index * PANEL + self.col))
+            two(
+                self.panel.add(group * INT8_GROUP + 2 * PANEL).cast::<u32>().add(index * PANEL + self.col),
+                self.ahead,
+            )
         }
     }
     #[inline(always)]
@@ -97,6 +101,7 @@ unsafe impl<V: Integers> Weights<V> for Int8 {
 pub(super) struct Q4 {
     panel: *const u8,
     col: usize,
+    ahead: usize,
 }
 
 // SAFETY: a panel has 32 columns for every group.
@@ -105,14 +110,17 @@ unsafe impl<V: Integers> Weights<V> for Q4 {
     const STARTS: bool = false;
     const MINIMA: bool = true;
 
-    fn new(panel: *const u8, col: usize) -> Self {
-        Self { panel, col }
+    fn new(panel: *const u8, col: usize, ahead: usize) -> Self {
+        Self { panel, col, ahead }
     }
     #[inline(always)]
     unsafe fn words(self, group: usize, index: usize) -> [V; 2] {
         // SAFETY: the caller's promise.
         unsafe {
-            two(self.panel.add(group * Q4_GROUP + 4 * PANEL).cast::<u32>().add(index * PANEL + self.col))
+            two(
+                self.panel.add(group * Q4_GROUP + 4 * PANEL).cast::<u32>().add(index * PANEL + self.col),
+                self.ahead,
+            )
         }
     }
     #[inline(always)]
@@ -147,8 +155,8 @@ unsafe impl<V: Integers, W: Weights<V>> Weights<V> for Unpacked<W> {
     const STARTS: bool = W::STARTS;
     const MINIMA: bool = W::MINIMA;
 
-    fn new(panel: *const u8, col: usize) -> Self {
-        Self { weights: W::new(panel, col), pairs: std::ptr::null() }
+    fn new(panel: *const u8, col: usize, ahead: usize) -> Self {
+        Self { weights: W::new(panel, col, ahead), pairs: std::ptr::null() }
     }
     #[inline(always)]
     unsafe fn words(self, group: usize, index: usize) -> [V; 2] {

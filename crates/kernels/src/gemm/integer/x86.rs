@@ -1,5 +1,6 @@
 //! AVX-512 and AVX2, each with VNNI (one instruction for the products of a pair and their sum) and without.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::lanes::Integers;
@@ -18,6 +19,30 @@ pub(super) fn has_vnni(isa: Available) -> bool {
         Isa::Avx2 => is_x86_feature_detected!("avxvnni"),
         Isa::Portable | Isa::Neon => false,
     }
+}
+
+/// `sum + a · b` of pairs in one instruction. (The compiler takes the intrinsic apart into two.)
+#[inline]
+#[target_feature(enable = "avx512f,avx512vnni")]
+fn vnni512(mut sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
+    // SAFETY: works on registers alone, with instructions that are enabled here.
+    unsafe {
+        asm!("vpdpwssd {sum}, {a}, {b}", sum = inout(zmm_reg) sum, a = in(zmm_reg) a, b = in(zmm_reg) b,
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    sum
+}
+
+/// [`vnni512`] with half as many lanes.
+#[inline]
+#[target_feature(enable = "avx2,avxvnni")]
+fn vnni256(mut sum: __m256i, a: __m256i, b: __m256i) -> __m256i {
+    // SAFETY: as above.
+    unsafe {
+        asm!("{{vex}} vpdpwssd {sum}, {a}, {b}", sum = inout(ymm_reg) sum, a = in(ymm_reg) a, b = in(ymm_reg) b,
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    sum
 }
 
 /// Implements [`Integers`] for a register; the last two arguments are `self + a · b` of pairs, and the instructions in use.
@@ -96,7 +121,7 @@ integers! {
     /// AVX-512 with VNNI.
     Vnni512, __m512i, Avx512, 6, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c",
     _mm512_set1_epi32, _mm512_loadu_si512, _mm512_storeu_si512, _mm512_srli_epi32, _mm512_and_si512, _mm512_cvtepi32_ps,
-    |sum, a, b| _mm512_dpwssd_epi32(sum, a, b)
+    |sum, a, b| vnni512(sum, a, b)
 }
 
 integers! {
@@ -110,7 +135,7 @@ integers! {
     /// AVX2 with AVX-VNNI.
     Vnni256, __m256i, Avx2, 3, "avxvnni,avx2,fma,f16c",
     _mm256_set1_epi32, _mm256_loadu_si256, _mm256_storeu_si256, _mm256_srli_epi32, _mm256_and_si256, _mm256_cvtepi32_ps,
-    |sum, a, b| _mm256_dpwssd_avx_epi32(sum, a, b)
+    |sum, a, b| vnni256(sum, a, b)
 }
 
 integers! {
