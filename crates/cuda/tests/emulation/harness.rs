@@ -9,7 +9,7 @@ use mixse_cuda::kernels::{KERNELS, THREADS};
 const GUARD: usize = 64;
 
 /// An argument of a kernel.
-pub enum Arg<'a> {
+pub(crate) enum Arg<'a> {
     In(&'a [f32]),
     Ids(&'a [u32]),
     Keys(&'a [u64]),
@@ -51,7 +51,7 @@ fn library() -> Option<&'static Library> {
 }
 
 /// True, with a word, where kernels cannot be run.
-pub fn skipped() -> bool {
+pub(crate) fn skipped() -> bool {
     let none = library().is_none();
     if none {
         println!("skipped: there is no C++ compiler (c++, g++ or clang++)");
@@ -60,7 +60,7 @@ pub fn skipped() -> bool {
 }
 
 /// Runs a kernel with its threads in both orders, which must give the same bits, and looks after the guards.
-pub fn launch(name: &str, grid: [usize; 2], mut args: Vec<Arg<'_>>) {
+pub(crate) fn launch(name: &str, grid: [usize; 2], mut args: Vec<Arg<'_>>) {
     let forward = run(name, grid, &args, false);
     let backward = run(name, grid, &args, true);
     let mut outputs = forward.into_iter().zip(backward);
@@ -135,12 +135,12 @@ fn run(name: &str, grid: [usize; 2], args: &[Arg<'_>], backwards: bool) -> Vec<V
 }
 
 /// Blocks that cover `n` threads.
-pub fn blocks(n: usize) -> usize {
+pub(crate) fn blocks(n: usize) -> usize {
     n.div_ceil(THREADS as usize)
 }
 
 /// Values in -1..1 that look random.
-pub fn values(n: usize, seed: u64) -> Vec<f32> {
+pub(crate) fn values(n: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -149,11 +149,11 @@ pub fn values(n: usize, seed: u64) -> Vec<f32> {
     (0..n).map(|_| next()).collect()
 }
 
-pub fn wide(values: &[f32]) -> Vec<f64> {
+pub(crate) fn wide(values: &[f32]) -> Vec<f64> {
     values.iter().map(|&v| f64::from(v)).collect()
 }
 
-pub fn near(what: &str, got: &[f32], expected: &[f64], tolerance: f64) {
+pub(crate) fn near(what: &str, got: &[f32], expected: &[f64], tolerance: f64) {
     assert_eq!(got.len(), expected.len(), "{what}");
     for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
         let error = (f64::from(*got) - expected).abs();
@@ -162,7 +162,7 @@ pub fn near(what: &str, got: &[f32], expected: &[f64], tolerance: f64) {
 }
 
 /// Central differences of a function in f64.
-pub fn gradient(x: &[f32], f: impl Fn(&[f64]) -> f64) -> Vec<f64> {
+pub(crate) fn gradient(x: &[f32], f: impl Fn(&[f64]) -> f64) -> Vec<f64> {
     let mut x = wide(x);
     (0..x.len())
         .map(|i| {
@@ -177,6 +177,6 @@ pub fn gradient(x: &[f32], f: impl Fn(&[f64]) -> f64) -> Vec<f64> {
         .collect()
 }
 
-pub fn dot(a: &[f64], b: &[f32]) -> f64 {
+pub(crate) fn dot(a: &[f64], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * f64::from(*b)).sum()
 }
