@@ -1,5 +1,5 @@
-// Runs CUDA C kernels on the processor, for tests: put before a kernel's source. The threads of a block are fibers; each runs until
-// it waits at a barrier or in a shuffle, and goes on when all that it waits for have come. Blocks run one after another.
+// Runs CUDA C kernels on the processor, for tests: put before a kernel's source. The threads of a block are fibers; each runs
+// until it waits at a barrier or in a shuffle, and goes on when all that it waits for have come. Blocks run one after another.
 //
 // Fibers run in order or, on request, in the opposite order: a kernel whose results depend on it lacks a barrier.
 #include <math.h>

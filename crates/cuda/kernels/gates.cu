@@ -1,6 +1,7 @@
-// From a router's logits to gates: probabilities = softmax(z), the top_k largest are kept (the lower index among equals), the others
-// are zero. scale 0: the probability, 1: over the sum of those kept, 2: one. The choices from `experts` on are dropped. A thread a
-// row; there are few choices.
+// From a router's logits to gates: probabilities = softmax(z), the top_k largest are kept (the lower index among equals), the
+// others are zero. scale 0: the probability, 1: over the sum of those kept, 2: one. The choices from `experts` on are
+// dropped. A thread
+// a row; there are few choices.
 extern "C" __global__ void router_gates(const float *logits, int rows, int choices, int experts, int top_k, int scale,
                                         float *probabilities, float *gates) {
     int row = blockIdx.x * THREADS + threadIdx.x;

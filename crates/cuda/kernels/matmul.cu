@@ -1,5 +1,6 @@
-// c[m, n] = a b, or c += a b, in f32: simple and right, for sizes that are not worth a library's call. An element (i, l) of a lies
-// at i a_row + l a_column, one (l, j) of b at l b_row + j b_column, so that a transpose is a matter of strides. A block is a tile
+// c[m, n] = a b, or c += a b, in f32: simple and right, for sizes that are not worth a library's call. An element (i, l) of a
+// lies at i a_row + l a_column, one (l, j) of b at l b_row + j b_column, so that a transpose is a matter of strides. A block
+// is a tile
 // of 8 x 16 elements; sums run over k in order.
 #define TILE_M 8
 #define TILE_N 16

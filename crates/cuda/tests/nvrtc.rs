@@ -1,4 +1,5 @@
-//! Every kernel compiles for the architectures that the project means, without a card. Skipped, with a word, where there is no NVRTC.
+//! Every kernel compiles for the architectures that the project means, without a card. Skipped, with a word, where there is no
+//! NVRTC.
 
 use mixse_cuda::{compile::compile, kernels::KERNELS, library::NVRTC};
 

@@ -5,8 +5,8 @@ use std::{ffi::c_void, path::Path, process::Command, sync::OnceLock};
 use libloading::Library;
 use mixse_cuda::kernels::{KERNELS, THREADS};
 
-/// Values around every buffer that no kernel may touch; NaN, so that a result shows whether they were read.
-const GUARD: usize = 64;
+/// Values around every buffer that no kernel may touch, more than a block has threads. They are NaN, so that a result
+/// shows whether they were read.
 
 /// An argument of a kernel.
 pub(crate) enum Arg<'a> {
@@ -77,12 +77,14 @@ pub(crate) fn launch(name: &str, grid: [usize; 2], mut args: Vec<Arg<'_>>) {
 fn run(name: &str, grid: [usize; 2], args: &[Arg<'_>], backwards: bool) -> Vec<Vec<f32>> {
     type Emulate = unsafe extern "C" fn(*mut *mut c_void, *const u32, u32, i32) -> i32;
     static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    let guarded = |values: &[f32]| [&[f32::NAN; GUARD], values, &[f32::NAN; GUARD]].concat();
+    // A NaN of their own around outputs: one that was computed from an input's guards differs from it.
+    let own = f32::from_bits(0x7fc1_2345);
+    let guarded = |values: &[f32], nan: f32| [&[nan; GUARD], values, &[nan; GUARD]].concat();
     let mut buffers: Vec<Vec<f32>> = args
         .iter()
         .map(|arg| match arg {
-            Arg::In(values) => guarded(values),
-            Arg::Out(values) => guarded(values),
+            Arg::In(values) => guarded(values, f32::NAN),
+            Arg::Out(values) => guarded(values, own),
             _ => Vec::new(),
         })
         .collect();
@@ -107,8 +109,8 @@ fn run(name: &str, grid: [usize; 2], args: &[Arg<'_>], backwards: bool) -> Vec<V
     let grid = grid.map(|blocks| blocks as u32);
     let lock = ONE_AT_A_TIME.lock().unwrap_or_else(|e| e.into_inner());
     let code = library().unwrap();
-    // SAFETY: the function has this type (`EMULATE`); the arguments are the kernel's, in its order, as the test gives them; buffers
-    // outlive the call; the emulation's own state is used by one thread at a time.
+    // SAFETY: the function has this type (`EMULATE`); the arguments are the kernel's, in its order, as the test gives them;
+    // buffers outlive the call; the emulation's own state is used by one thread at a time.
     let code = unsafe {
         let emulate = code.get::<Emulate>(format!("emulate_{name}")).unwrap();
         emulate(pointers.as_mut_ptr(), grid.as_ptr(), THREADS, i32::from(backwards))
