@@ -7,6 +7,7 @@ use mixse_cuda::kernels::{KERNELS, THREADS};
 
 /// Values around every buffer that no kernel may touch, more than a block has threads. They are NaN, so that a result
 /// shows whether they were read.
+const GUARD: usize = 256;
 
 /// An argument of a kernel.
 pub(crate) enum Arg<'a> {
