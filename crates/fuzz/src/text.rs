@@ -96,7 +96,7 @@ pub(crate) fn answer_seeds() -> Vec<(String, Vec<u8>)> {
         ("choice", "The correct answer is (B) blue, not A.\0A. red\nB. blue\nC. green"),
         ("text", "**Answer:** \u{201c}The Eiffel Tower\u{201d}.\0eiffel tower"),
         ("code", "```python\ndef f(x: int) -> int:\n    '''Doc'''\n    return x * (2 + [1][0])\n```\nDone.\0f(2)"),
-        ("words", "twenty-three thousand and four point five; \u{2212}3\u{bd}; \u{0664}\u{0662}; 1/3; 5 km/h\023004.5"),
+        ("words", "twenty-three thousand and four point five; \u{2212}3\u{bd}; \u{0664}\u{0662}; 1/3; 5 km/h\x0023004.5"),
     ]
     .map(|(name, text)| (name.to_owned(), text.as_bytes().to_vec()))
     .into()

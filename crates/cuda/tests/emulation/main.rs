@@ -1,4 +1,5 @@
 //! Values and gradients of the kernels, run on the processor, against plain f64 on odd shapes. No card is needed or used.
+#![allow(clippy::unwrap_used, reason = "clippy does not take the helpers of a test file for tests")]
 
 mod attention;
 mod harness;

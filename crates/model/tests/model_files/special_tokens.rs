@@ -265,7 +265,7 @@ fn a_template_that_writes_too_much_is_refused() {
         ["{{ 'aaaaaaaaaa' * 10000000 }}", "{% for i in range(9999) %}{{ 'aaaaaaaaaa' * 1000 }}{% endfor %}"]
     {
         let tokenizer = with_template(&bytes_and(&[]), template);
-        let told = tokenizer.chat(&[message.clone()], true).unwrap_err().to_string();
+        let told = tokenizer.chat(std::slice::from_ref(&message), true).unwrap_err().to_string();
         assert!(told.contains("writes more than 64 MiB"), "{told}");
     }
 }
