@@ -81,6 +81,17 @@ const HONEST: &[(&str, &str)] = &[
         "METADATA = {'author': 'x'}\ndef check(candidate):\n    assert candidate(1) == 2\n    assert [candidate(i) for i in range(3)] == [1, 2, 3]\n\ncheck(candidate)",
     ),
     ("def max(a):\n    return a[0]", "assert max([3, 9]) == 3"),
+    ("import math as m\nfrom math import pi\ndef f(r):\n    return pi * r", "assert m.isclose(f(1), m.pi)"),
+    (
+        "class Node:\n    def __init__(self, v):\n        self.v, self.left = v, None\ndef depth(n):\n    return 0 if n is None else 1 + depth(n.left)",
+        "root = Node(1)\nroot.left = Node(2)\nassert depth(root) == 2",
+    ),
+    (
+        "class Box:\n    def __init__(self):\n        self.d = {}\n    def __setitem__(self, k, v):\n        self.d[k] = v\n    def __getitem__(self, k):\n        return self.d[k]",
+        "b = Box()\nb['x'] = [1]\nassert b['x'] == [1]",
+    ),
+    ("def f():\n    return int, [str, list]", "assert f() == (int, [str, list])"),
+    ("def string(n):\n    return 'x' * n", "assert string(3) == 'xxx'"),
     ("LIMIT = 7\ndef f():\n    return LIMIT", "assert f() == LIMIT"),
     ("def f():\n    return sorted({3, 1})", "assert len(f()) == 2 and 3 in f() and f()[0] == 1"),
 ];
@@ -196,6 +207,36 @@ fn objects_of_the_program_equal_no_value() {
     let Some(outcomes) = outcomes(&cases) else { return };
     for ((_, tests), outcome) in cases.iter().zip(outcomes) {
         assert!(!outcome.passed(), "{tests}");
+    }
+}
+
+/// Tests that hand one function's value to another, and code that makes these the judge's own.
+#[test]
+fn what_could_end_the_judge_stays_with_the_program() {
+    const LEAVE: &str = "\"__import__('os')._exit(0)\"";
+    let forged = |decode: &str| format!("decode = {decode}\ndef encode(s):\n    return {LEAVE}");
+    let check = "def check(candidate):\n    assert decode(candidate('ab')) == 'ab'\n\ncheck(encode)";
+    let cases: Vec<(String, &str)> = vec![
+        (forged("eval"), "assert decode(encode('ab')) == 'ab'"),
+        (forged("exec"), "assert decode(encode('ab')) == 'ab'"),
+        (forged("eval"), check),
+        (format!("def f(n):\n    return eval if n == 1 else {LEAVE}"), "assert f(1)(f(2)) == 'ab'"),
+        ("import os as m".into(), "m._exit(0)"),
+        ("import sys, os\nm = sys".into(), "m.exit(0)"),
+        ("import os, posix\nm = posix".into(), "m._exit(0)"),
+        (format!("def f():\n    return {LEAVE}"), "assert eval(f()) == 4"),
+        (format!("def f():\n    return {LEAVE}"), "exec(f())"),
+        ("def f(n):\n    return exit".into(), "f(1)(0)\nassert False"),
+        (
+            "class math:\n    isclose = staticmethod(lambda *a, **k: True)\ndef f(n):\n    return 1".into(),
+            "assert math.isclose(f(2), 4.0)",
+        ),
+        ("import operator as math\ndef f(n):\n    return 1".into(), "assert math.isclose(f(2), 4.0)"),
+    ];
+    let cases: Vec<(&str, &str)> = cases.iter().map(|(code, tests)| (code.as_str(), *tests)).collect();
+    let Some(outcomes) = outcomes(&cases) else { return };
+    for ((code, tests), outcome) in cases.iter().zip(outcomes) {
+        assert!(!outcome.passed(), "{code}\n---\n{tests}");
     }
 }
 

@@ -21,8 +21,8 @@ def candidate():
             return answer()
         return stub
 
-    out = lambda value: encode(value, handle)
-    back = lambda data: decode(data, callback)
+    out = lambda value: encode(value, handle, TYPES)
+    back = lambda data: decode(data, callback, BUILTINS)
 
     def answer():
         # A call of the judge's function ends with its value, and may ask something before.
@@ -45,7 +45,7 @@ def candidate():
 
     def about(name):
         value = space[name]
-        if isinstance(value, types.ModuleType):
+        if isinstance(value, types.ModuleType) and value.__name__ in MODULES:
             return {'module': value.__name__}
         if isinstance(value, type) and issubclass(value, BaseException):
             base = next(c for c in value.__mro__ if getattr(builtins, c.__name__, None) is c)
@@ -65,7 +65,8 @@ def candidate():
             return {'value': isinstance(args[0], of)}
         operations = {
             'attribute': getattr, 'item': lambda o, k: o[k], 'length': len, 'iterate': iter, 'next': next, 'truth': bool,
-            'text': str, 'equal': lambda o, other: bool(o == other),
+            'text': str, 'equal': lambda o, other: bool(o == other), 'set attribute': setattr,
+            'set item': lambda o, k, v: o.__setitem__(k, v),
         }
         return {'value': out(operations[what](of, *args))}
 

@@ -28,11 +28,11 @@ class Line:
         return loads(line) if line else None
 
 
-def encode(value, handle, depth=0):
+def encode(value, handle, named, depth=0):
     if depth > 200:
         raise ValueError('too deeply nested')
     kind = type(value)
-    many = lambda values: [encode(v, handle, depth + 1) for v in values]
+    many = lambda values: [encode(v, handle, named, depth + 1) for v in values]
     pairs = lambda values: [many(pair) for pair in values]
     if value is None or kind is bool or kind is str:
         return value
@@ -81,18 +81,18 @@ def encode(value, handle, depth=0):
         return {'n': repr(value)}
     name = getattr(value, '__name__', None)
     if isinstance(value, (type, types.BuiltinFunctionType)) and isinstance(name, str):
-        if getattr(builtins, name, None) is value:
+        if name in named and getattr(builtins, name, None) is value:
             return {'n': name}
     if isinstance(value, numbers.Integral):
-        return encode(int(value), handle)
+        return encode(int(value), handle, named)
     return handle(value)
 
 
-def decode(data, handle):
+def decode(data, handle, named):
     if data is None or isinstance(data, (bool, str, int)):
         return data
     (tag, content), = data.items()
-    many = lambda: [decode(v, handle) for v in content]
+    many = lambda: [decode(v, handle, named) for v in content]
     real = lambda text: float.fromhex(text)
     if tag == 'i':
         return int(content, 16)
@@ -102,13 +102,13 @@ def decode(data, handle):
         return tuple(many())
     if tag == 'N':
         name, fields, values = content
-        return collections.namedtuple(name, fields)(*[decode(v, handle) for v in values])
+        return collections.namedtuple(name, fields)(*[decode(v, handle, named) for v in values])
     if tag == 'l':
         return many()
     if tag == 'd':
-        return {decode(k, handle): decode(v, handle) for k, v in content}
+        return {decode(k, handle, named): decode(v, handle, named) for k, v in content}
     if tag == 'm':
-        return MAPS[content[0]](decode(content[1], handle))
+        return MAPS[content[0]](decode(content[1], handle, named))
     if tag == 's':
         return set(many())
     if tag == 'z':
@@ -134,7 +134,9 @@ def decode(data, handle):
     if tag == 'k':
         return dict.fromkeys(many()).keys()
     if tag == 'n':
-        return {'Ellipsis': Ellipsis, 'NotImplemented': NotImplemented}.get(content) or getattr(builtins, content)
+        if content in ('Ellipsis', 'NotImplemented') or content in named:
+            return getattr(builtins, content)
+        raise ValueError('not a value: ' + str(content))
     return handle(tag, content)
 
 
@@ -149,4 +151,12 @@ def refill(old, new):
         old.extend(new) if isinstance(old, collections.deque) else old.update(new)
 
 
+# What the program may name where the tests are decided: types of data, and modules that compute. Anything that runs text, or
+# reaches the process, stays with the program.
+TYPES = {c.__name__ for c in (bool, int, float, complex, str, bytes, bytearray, list, tuple, set, frozenset, dict, range, object)}
+MODULES = set(
+    'bisect cmath collections copy datetime decimal fractions functools heapq itertools json math operator random re statistics string'.split()
+)
+# What the tests may name where the program is: it has all of them anyway.
+BUILTINS = set(dir(builtins))
 MUTABLE = (list, dict, set, bytearray, collections.deque)

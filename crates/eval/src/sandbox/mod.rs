@@ -39,7 +39,7 @@ pub use python::Python;
 use crate::{Error, Result};
 
 /// Raised when the same program may get another verdict than before; kept verdicts name it.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// What a program may use.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
