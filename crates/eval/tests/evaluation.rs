@@ -1,7 +1,14 @@
 //! Check sets and benchmarks with a scripted model: what is asked, judged, kept and written.
 #![allow(clippy::unwrap_used, reason = "clippy does not take the helpers of a test file for tests")]
 
-use std::{cell::Cell, collections::BTreeMap, fs, ops::ControlFlow, path::Path, sync::Arc};
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    fs,
+    ops::ControlFlow,
+    path::Path,
+    sync::Arc,
+};
 
 use mixse_eval::{
     checks::{CheckSet, Ending, Row, Shard, run_shard, summarise},
@@ -9,7 +16,7 @@ use mixse_eval::{
     tasks::{
         compare::compare,
         output::{RunInfo, write},
-        run::{Contender, Limit, Settings, evaluate},
+        run::{Contender, Limit, Progress, Settings, evaluate},
         summary,
     },
 };
@@ -51,6 +58,8 @@ struct Scripted {
     dies_after: usize,
     /// Tokens of the prefix that the last request shared.
     shared: Cell<usize>,
+    /// Stop strings of the last request.
+    stop: RefCell<Vec<String>>,
 }
 
 impl Scripted {
@@ -62,6 +71,7 @@ impl Scripted {
             asked: Cell::new(0),
             dies_after: usize::MAX,
             shared: Cell::new(0),
+            stop: RefCell::default(),
         }
     }
 
@@ -92,6 +102,7 @@ impl LanguageModel for Scripted {
         // Backwards: nothing may depend on the order.
         for (i, request) in requests.iter().enumerate().rev() {
             self.count(&request.prefix)?;
+            self.stop.borrow_mut().clone_from(&request.stop);
             let prompt = self.tokenizer.decode(&[&request.prefix, &*request.prompt].concat())?;
             let last = |(asked, _): &&(&str, &str)| prompt.rfind(asked);
             let reply = self.replies.iter().max_by_key(last).filter(|r| last(r).is_some());
@@ -247,7 +258,15 @@ fn benchmarks_are_run_kept_and_written() {
     let bad = Scripted::new(&[("Q:", "maybe")]);
     let contenders = [contender("good", &good), contender("bad", &bad)];
     let mut steps = 0;
-    let found = evaluate(&settings, &contenders, None, &mut |_| steps += 1).unwrap();
+    let mut told = Vec::new();
+    let mut tell = |p: Progress<'_>| {
+        steps += 1;
+        told.push((p.contender.to_owned(), p.done, p.total));
+    };
+    let found = evaluate(&settings, &contenders, None, &mut tell).unwrap();
+    // Each model's progress goes from nothing to all, one by one.
+    let expected = ["good", "bad"].map(|name| (0..=9).map(move |done| (name.to_owned(), done, 9)));
+    assert_eq!(told, expected.into_iter().flatten().collect::<Vec<_>>());
     // Three rows with two choices each, three texts.
     assert_eq!((good.asked.get(), bad.asked.get()), (9, 9));
     assert_eq!((good.shared.get(), steps), ("Q: first\nA: no\n\nQ: second\nA: maybe\n\nQ: ".len(), 20));
@@ -256,8 +275,9 @@ fn benchmarks_are_run_kept_and_written() {
     assert!((score(0, 0) - 2.0 / 3.0).abs() < 1e-9);
     assert_eq!(score(0, 1), 1.0);
     assert!((score(1, 1) - 1.0 / 3.0).abs() < 1e-9);
-    let again = evaluate(&settings, &contenders, None, &mut |_| ()).unwrap();
-    assert_eq!((good.asked.get(), bad.asked.get()), (9, 9));
+    let mut last = None;
+    let again = evaluate(&settings, &contenders, None, &mut |p| last = Some((p.done, p.total))).unwrap();
+    assert_eq!((good.asked.get(), bad.asked.get(), last), (9, 9, Some((9, 9))));
     assert_eq!(summary::task(&again[0].tasks[1]), summary::task(&found[0].tasks[1]));
 
     let comparisons = compare(&found);
@@ -281,6 +301,20 @@ fn benchmarks_are_run_kept_and_written() {
     assert_eq!(results["n-shot"]["choice"], 2);
     let measures = results["configs"]["choice"]["metric_list"].as_array().unwrap().iter();
     assert_eq!(measures.map(|m| m["metric"].as_str().unwrap()).collect::<Vec<_>>(), ["acc", "acc_norm"]);
+}
+
+/// A special token's spelling is handed on like any other text: where answers are written it is looked for among the tokens.
+#[test]
+fn until_may_name_a_special_token() {
+    let directory = tempfile::tempdir().unwrap();
+    let tasks = tasks(directory.path());
+    let file = directory.path().join("text.toml");
+    let until = fs::read_to_string(&file).unwrap().replace("[\"\\n\"]", "[\"<|im_end|>\", \"\\n\"]");
+    fs::write(&file, until).unwrap();
+    let settings = Settings { tasks: tasks[1..].to_vec(), ..Settings::default() };
+    let model = Scripted::new(&[("Q:", "no")]);
+    evaluate(&settings, &[contender("m", &model)], None, &mut |_| ()).unwrap();
+    assert_eq!(*model.stop.borrow(), ["<|im_end|>", "\n"]);
 }
 
 #[test]
